@@ -1,0 +1,328 @@
+"""Which tokens to hide: how unsure a model is of each, rules that pick by it, and what goes in their place.
+
+The claim under test: Srinivasagan, Hartung, Georges 2026, "Entropy-aware Masking for Masked Language Modeling"
+(arXiv 2605.28526). How the entropy is read and how positions are picked are this project's own definitions.
+
+One step of self-masking with the `blank` reading, for rows `ids` [B, T]:
+
+    candidates = draw_candidates(eligible, 0.15, 2.0)                 # 2k random places
+    entropy = blank_entropy(model, ids, candidates, mask_token_id)    # how unsure is the model of each, hidden?
+    selected = select_positions("high", eligible, 0.15, entropy, candidates)    # the k it is least sure of
+    corrupted, labels = corrupt(ids, selected, mask_token_id, vocab_size, special_ids)
+
+Shapes in the comments: B sequences, T tokens each, V words in the vocabulary, k masked tokens a row.
+"""
+
+import argparse
+import html
+import os
+import sys
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from model import SPECIAL_TOKENS, BertForMaskedLM, load_tokenizer
+
+IGNORE = -100  # label of a position that has no loss
+SCHEMES = {
+    "80-10-10": (0.8, 0.9),
+    "100-0-0": (1.0, 1.0),
+}  # one uniform draw, cut here: [MASK] | random | as is
+
+# ---- how unsure is the model? ----
+
+
+def prediction_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """H = -sum_v p_v log p_v = logsumexp(z) - sum_v softmax(z)_v z_v, with p = softmax(z). [..., V] -> [...]
+
+    In nats, 0 <= H <= log V, float32. The row's maximum is taken off first: softmax does not see it, and large
+    logits then neither overflow nor cancel. A logit of -inf is a word that cannot be: it adds 0.
+    """
+    z = logits.float()
+    z = (z - z.amax(-1, keepdim=True)).clamp_min(torch.finfo(z.dtype).min)  # 0 * -inf would be NaN
+    weight = z.exp()
+    total = weight.sum(-1)
+    return (total.log() - (weight * z).sum(-1) / total).clamp_min(0)
+
+
+@contextmanager
+def evaluating(model):
+    """No gradient and no dropout inside; afterwards every module is in the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _entropy_of(model, hidden, chunk):
+    """Entropy at vectors [N, H] -> [N], `chunk` at a time: no more than [chunk, V] logits ever exist."""
+    return torch.cat([prediction_entropy(model.cls["predictions"](part)) for part in hidden.split(chunk)])
+
+
+def sequence_entropy(
+    model: BertForMaskedLM, input_ids, attention_mask=None, chunk: int = 1024
+) -> torch.Tensor:
+    """The `visible` reading: how unsure is the model of each token while it can see it? [B, T] -> [B, T], nats.
+
+    One forward pass of the unmasked rows. Mind that an MLM is trained on what it cannot see: under the 100-0-0
+    scheme nothing ever trains its output at visible tokens.
+    """
+    with evaluating(model):
+        hidden, _ = model.bert(input_ids, attention_mask)
+        return _entropy_of(model, hidden.flatten(0, 1), chunk).view(input_ids.shape)
+
+
+def blank_entropy(
+    model: BertForMaskedLM, input_ids, candidates, mask_token_id: int, attention_mask=None, chunk: int = 1024
+) -> torch.Tensor:
+    """The `blank` reading: hide the candidates; how unsure is the model of each? [B, T] -> [B, T], nats.
+
+    candidates: bool [B, T], or their places as long [B, c] (static shapes: no synchronisation with a GPU).
+    One forward pass with all candidates replaced by [MASK]. Places that are no candidates get 0.
+    """
+    with evaluating(model):
+        if candidates.dtype == torch.bool:
+            blanked = input_ids.masked_fill(candidates, mask_token_id)
+            hidden, _ = model.bert(blanked, attention_mask)
+            entropy = torch.zeros(input_ids.shape, device=input_ids.device)
+            if candidates.any():
+                entropy[candidates] = _entropy_of(model, hidden[candidates], chunk)
+            return entropy
+        hidden, _ = model.bert(input_ids.scatter(1, candidates, mask_token_id), attention_mask)
+        hidden = hidden.gather(1, candidates[..., None].expand(-1, -1, hidden.shape[-1]))
+        entropy = _entropy_of(model, hidden.flatten(0, 1), chunk).view(candidates.shape)
+        return torch.zeros(input_ids.shape, device=input_ids.device).scatter(1, candidates, entropy)
+
+
+def blank_entropy_everywhere(
+    model: BertForMaskedLM,
+    input_ids,
+    eligible,
+    mask_ratio,
+    mask_token_id: int,
+    attention_mask=None,
+    generator=None,
+):
+    """Blank entropy of every eligible position: [B, T], nats, 0 elsewhere.
+
+    The positions are split at random into ceil(1 / mask_ratio) groups, and one group at a time is hidden, so that
+    each blank is read with about as many others around it as in training. Affordable once, for a frozen teacher.
+    """
+    groups = -int(-1 // mask_ratio)
+    noise = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
+    group = noise.masked_fill(~eligible, 2).argsort(-1).argsort(-1) % groups  # equal sizes among the eligible
+    entropy = torch.zeros(input_ids.shape, device=input_ids.device)
+    for g in range(groups):
+        entropy += blank_entropy(model, input_ids, eligible & (group == g), mask_token_id, attention_mask)
+    return entropy
+
+
+# ---- which positions? ----
+
+
+def mask_budget(eligible: int, mask_ratio: float) -> int:
+    """k = min(|E|, max(1, round(mask_ratio |E|))), halves to even: how many of |E| positions a row masks."""
+    if not 0 < mask_ratio <= 1:
+        raise ValueError(f"mask ratio {mask_ratio} is not above 0 and at most 1")
+    return min(eligible, max(1, round(mask_ratio * eligible)))
+
+
+def candidate_budget(eligible: int, mask_ratio: float, factor: float) -> int:
+    """min(|E|, round(c k)) positions are blanked so that a rule can pick k of them; c = factor >= 1."""
+    if factor < 1:
+        raise ValueError(f"{factor} times as many candidates as masks are too few; at least 1 is needed")
+    return min(eligible, round(factor * mask_budget(eligible, mask_ratio)))
+
+
+def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
+    """bool [B, T], True where a token may be masked; never: the ids of [CLS], [SEP] and [PAD]."""
+    eligible = torch.ones_like(input_ids, dtype=torch.bool)
+    for token_id in never:
+        eligible &= input_ids != token_id
+    return eligible
+
+
+@lru_cache(maxsize=64)
+def _budgets(budget, length, device, *settings):
+    """budget(n, *settings) for n = 0..length as a tensor, so that looking it up waits for nobody."""
+    return torch.tensor([budget(n, *settings) for n in range(length + 1)], device=device)
+
+
+# A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest score
+# are masked, equal scores in random order. A new rule is one function here and one entry in RULES.
+
+
+def rule_random(entropy, pool, temperature, generator):
+    """All alike: the baseline, BERT's own rule."""
+    return torch.zeros_like(entropy)
+
+
+def rule_high(entropy, pool, temperature, generator):
+    """The most uncertain positions."""
+    return entropy
+
+
+def rule_low(entropy, pool, temperature, generator):
+    """The most certain positions."""
+    return -entropy
+
+
+def rule_mid(entropy, pool, temperature, generator):
+    """The positions nearest the median entropy of the row's pool."""
+    ordered, last = entropy.masked_fill(~pool, float("inf")).sort(-1).values, entropy.shape[-1] - 1
+    count = pool.sum(-1, keepdim=True)
+    low, high = (
+        ordered.gather(-1, ((count - 1) // 2).clamp(0, last)),
+        ordered.gather(-1, (count // 2).clamp(0, last)),
+    )
+    return -(entropy - (low + high) / 2).abs()
+
+
+def rule_both(entropy, pool, temperature, generator):
+    """The most and the least uncertain, in turns: of k, half (rounded up) are high and the rest low."""
+    order = entropy.masked_fill(~pool, float("-inf")).sort(dim=-1, descending=True, stable=True).indices
+    from_top = order.argsort(-1)  # 0 is the highest of the row's pool
+    from_bottom = pool.sum(-1, keepdim=True) - 1 - from_top
+    return -torch.minimum(2 * from_top, 2 * from_bottom + 1).float()
+
+
+def rule_sample(entropy, pool, temperature, generator):
+    """Draws without replacement with probability proportional to H^(1/tau), tau = temperature.
+
+    Gumbel top-k (Kool et al. 2019, arXiv 1903.06059): the k largest of log(H) / tau + Gumbel noise are such a draw;
+    -log of an exponential variate is Gumbel noise.
+    """
+    gumbel = -torch.empty_like(entropy).exponential_(generator=generator).log()
+    return entropy.clamp_min(1e-30).log() / temperature + gumbel
+
+
+RULES = {
+    "random": rule_random,
+    "high": rule_high,
+    "low": rule_low,
+    "mid": rule_mid,
+    "both": rule_both,
+    "sample": rule_sample,
+}
+
+
+def select_positions(
+    rule: str,
+    eligible: torch.Tensor,
+    mask_ratio: float,
+    entropy: torch.Tensor | None = None,
+    candidates: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    random_share: float = 0.0,
+    word_start: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Pick exactly k = mask_budget(|E|, mask_ratio) positions of every row. Returns bool [B, T].
+
+    rule: a name in RULES. eligible: bool [B, T]; E, the positions that may be masked. entropy: [B, T], nats, for
+    every rule but random. candidates: bool [B, T]; the choice is made among these (should a row have fewer than k,
+    random eligible positions fill it up). temperature: tau of `sample`. random_share: this part of the k is drawn
+    at random from the rest of E instead. word_start: bool [B, T], False where a piece continues a word; if given,
+    words are masked whole, scored by their mean entropy, and a row masks at most k (a word too long is passed over).
+    Raises ValueError for an unknown rule, missing entropies, or numbers out of range.
+    """
+    if rule not in RULES:
+        raise ValueError(f"selection rule {rule!r} is not one of {', '.join(RULES)}")
+    if entropy is None and rule != "random":
+        raise ValueError(f"rule {rule!r} chooses by entropy, and no entropy was given")
+    if temperature <= 0 or not 0 <= random_share <= 1:
+        raise ValueError(
+            f"temperature {temperature} must be above 0, random share {random_share} from 0 to 1"
+        )
+    entropy = torch.zeros(eligible.shape, device=eligible.device) if entropy is None else entropy.float()
+    pool = eligible if candidates is None else eligible & candidates
+    k = _budgets(mask_budget, eligible.shape[1], eligible.device, mask_ratio)[eligible.sum(-1)]
+    by_rule = k - (random_share * k).round().long()
+    selected = _take(rule, entropy, pool, eligible, by_rule, temperature, generator, word_start)
+    if random_share > 0:
+        rest = eligible & ~selected
+        selected |= _take(
+            "random", entropy, rest, rest, k - selected.sum(-1), temperature, generator, word_start
+        )
+    return selected
+
+
+def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start=None) -> torch.Tensor:
+    """min(|E|, round(c k)) random positions of every row for `blank_entropy`; c = factor. Returns bool [B, T]."""
+    count = _budgets(candidate_budget, eligible.shape[1], eligible.device, mask_ratio, factor)[
+        eligible.sum(-1)
+    ]
+    return _take("random", torch.zeros(eligible.shape, device=eligible.device), eligible, eligible, count, 1.0,
+                 generator, word_start)  # fmt: skip
+
+
+def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
+    """The first k [B] of each row: best of the pool by the rule, then other eligible ones at random."""
+    if word_start is not None:
+        word = word_start.long().cumsum(-1)  # [B, T], number of the word a piece belongs to
+        entropy, size = _word_mean(entropy, word), _word_sum(torch.ones_like(word), word)
+        eligible = word_start & (
+            _word_sum((~eligible).long(), word) == 0
+        )  # a word stands for its first piece
+        pool = eligible & (_word_sum((~pool).long(), word) == 0)
+    noise = torch.rand(eligible.shape, generator=generator, device=eligible.device)
+    shuffle = noise.masked_fill(~eligible, 2).argsort(
+        -1
+    )  # sorts below are stable: what ties is in random order
+    score = RULES[rule](entropy.gather(-1, shuffle), pool.gather(-1, shuffle), temperature, generator)
+    score = score.masked_fill(~pool.gather(-1, shuffle), float("-inf"))
+    best_first = score.sort(dim=-1, descending=True, stable=True).indices
+    order = shuffle.gather(-1, best_first)  # [B, T], positions
+    if word_start is None:
+        first = torch.arange(order.shape[1], device=order.device) < k[:, None]
+        return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
+    left, taken = k.clone(), torch.zeros_like(eligible)
+    for position in order.unbind(1):  # greedy: a word is taken if it still fits
+        length = size.gather(1, position[:, None])
+        fits = eligible.gather(1, position[:, None]) & (length <= left[:, None])
+        taken.scatter_(1, position[:, None], fits)
+        left -= (length * fits)[:, 0]
+    return _word_sum(taken.long(), word) > 0
+
+
+def as_places(selected, width: int) -> torch.Tensor:
+    """bool [B, T] -> long [B, width]: where True, in order; rows with fewer are filled up with other places."""
+    return selected.byte().sort(dim=-1, descending=True, stable=True).indices[:, :width]
+
+
+def _word_sum(values, word):
+    """Sum over the pieces of each word, given back to every piece. [B, T], [B, T] -> [B, T]"""
+    width = word.shape[1] + 1
+    return values.new_zeros(len(word), width).scatter_add_(1, word, values).gather(1, word)
+
+
+def _word_mean(values, word):
+    return _word_sum(values, word) / _word_sum(torch.ones_like(values), word)
+
+
+# ---- what stands in their place? ----
+
+
+def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme="80-10-10", generator=None):
+    """BERT's corruption (Devlin et al. 2019, section 3.1 and appendix C.2) of the selected positions.
+
+    input_ids long [B, T], selected bool [B, T]. Of the selected, 80% become [MASK], 10% a random token that is not
+    in special_ids, 10% stay: one uniform draw each, cut at .8 and .9. "100-0-0": all become [MASK].
+    Returns (corrupted ids [B, T], labels [B, T]); labels hold the original id where selected, -100 elsewhere.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"corruption {scheme!r} is not one of {', '.join(SCHEMES)}")
+    masked_below, random_below = SCHEMES[scheme]
+    special = sorted(set(special_ids))
+    u = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
+    other = torch.randint(vocab_size - len(special), u.shape, generator=generator, device=u.device)
+    for token_id in special:  # step over each special id: uniform over the others
+        other += other >= token_id
+    corrupted = torch.where(u < masked_below, mask_token_id, torch.where(u < random_below, other, input_ids))
+    return torch.where(selected, corrupted, input_ids), input_ids.masked_fill(~selected, IGNORE)

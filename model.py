@@ -1,0 +1,503 @@
+"""BERT by hand: embeddings, post-LN encoder, masked-LM head, classifier, and the folder a model is saved in.
+
+Source: Devlin et al. 2019, "BERT" (arXiv 1810.04805), section 3 and appendix A; the encoder layer is that of
+Vaswani et al. 2017, "Attention is all you need" (arXiv 1706.03762), section 3. Parameter names are Hugging
+Face's, so a folder written here opens in `transformers` and the other way round.
+
+Shapes in the comments: B sequences, T tokens each, H hidden_size, A heads of D = H / A, V vocab_size, C labels.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from torch import nn
+
+SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}
+ACTIVATIONS = {
+    "gelu": F.gelu,  # x Phi(x), exact (Hendrycks & Gimpel 2016, arXiv 1606.08415)
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass
+class BertConfig:
+    """Sizes of a model, under Hugging Face's field names; the defaults are BERT-base uncased."""
+
+    vocab_size: int = 30522  # word pieces
+    hidden_size: int = 768  # H, width of every layer
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12  # A, must divide hidden_size
+    intermediate_size: int = 3072  # width inside the feed-forward block
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1  # after embeddings and after every sub-layer
+    attention_probs_dropout_prob: float = 0.1  # on the attention weights
+    max_position_embeddings: int = 512  # longest sequence
+    type_vocab_size: int = 2  # segments: sentence A and sentence B
+    initializer_range: float = 0.02  # standard deviation of the normal initialisation
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    num_labels: int = 2  # outputs of the classifier
+    fast_attention: bool = (
+        True  # F.scaled_dot_product_attention; False: the equation, step by step. Not saved.
+    )
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
+
+    @classmethod
+    def preset(cls, size: str, **changes) -> "BertConfig":
+        """One of the sizes of Turc et al. 2019 (arXiv 1908.08962): tiny, mini, small, medium, base."""
+        if size not in SIZES:
+            raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
+        layers, width = SIZES[size]
+        sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
+        return cls(**{**sizes, "intermediate_size": 4 * width, **changes})
+
+    @classmethod
+    def from_folder(cls, folder, **changes) -> "BertConfig":
+        """Read config.json as `transformers` writes it. Raises ValueError where it is no BERT we can build."""
+        path = Path(folder) / "config.json"
+        raw = read_json(path)
+        fixed = {"model_type": "bert", "position_embedding_type": "absolute", "tie_word_embeddings": True}
+        for name, value in {**fixed, "is_decoder": False}.items():
+            if raw.get(name, value) != value:
+                raise ValueError(f"{path}: {name} is {raw[name]!r}; only {value!r} is built here")
+        if isinstance(raw.get("id2label"), dict):  # Hugging Face writes the number of labels as this table
+            raw["num_labels"] = len(raw["id2label"])
+        names = {f.name for f in fields(cls)} - {"fast_attention"}
+        try:
+            return cls(**{**{name: raw[name] for name in names & set(raw)}, **changes})
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"{path} describes no model that can be built: {error}") from None
+
+
+# ---- encoder ----
+
+
+def attention(query, key, value, mask=None, dropout=0.0):
+    """softmax(Q K^T / sqrt(D)) V, as in Vaswani et al. 2017, equation 1.
+
+    query, key, value: [B, A, T, D]. mask: bool, broadcastable to [B, A, T, T], True where a key may be read;
+    every row needs at least one. dropout: probability of dropping an attention weight. Returns [B, A, T, D].
+    """
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # [B, A, T, T]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = F.dropout(scores.softmax(-1), dropout)
+    return weights @ value
+
+
+class SelfAttention(nn.Module):
+    """Every token reads every token: A heads side by side, before the output projection. [B, T, H] -> [B, T, H]"""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.heads, self.fast = config.num_attention_heads, config.fast_attention
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = config.attention_probs_dropout_prob
+
+    def forward(self, x, mask=None):
+        split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)  # B, T, A, D
+        q, k, v = (linear(x).view(split).transpose(1, 2) for linear in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        if self.fast:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        else:
+            out = attention(q, k, v, mask, dropout)
+        return out.transpose(1, 2).reshape(x.shape)
+
+
+class AddNorm(nn.Module):
+    """LayerNorm(residual + Dropout(x W + b)): "post-LN", the normalisation comes after the addition."""
+
+    def __init__(self, inputs: int, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(inputs, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x, residual):
+        return self.LayerNorm(residual + self.dropout(self.dense(x)))
+
+
+class BertLayer(nn.Module):
+    """x <- AddNorm(attention(x), x);  x <- AddNorm(GELU(x W1 + b1), x). [B, T, H] -> [B, T, H]"""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.attention = nn.ModuleDict(
+            {"self": SelfAttention(config), "output": AddNorm(config.hidden_size, config)}
+        )
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
+        self.output = AddNorm(config.intermediate_size, config)
+        self.act = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x, mask=None):
+        x = self.attention["output"](self.attention["self"](x, mask), x)
+        return self.output(self.act(self.intermediate["dense"](x)), x)
+
+
+class BertEmbeddings(nn.Module):
+    """LayerNorm(word + position + segment), then dropout. ids [B, T] -> [B, T, H]"""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids, token_type_ids=None):
+        length, longest = input_ids.shape[1], self.position_embeddings.num_embeddings
+        if length > longest:
+            raise ValueError(f"a sequence of {length} tokens is longer than the model's {longest} positions")
+        if token_type_ids is None:
+            segment = self.token_type_embeddings.weight[0]
+        else:
+            segment = self.token_type_embeddings(token_type_ids)
+        x = self.word_embeddings(input_ids) + self.position_embeddings.weight[:length] + segment
+        return self.dropout(self.LayerNorm(x))
+
+
+class Pretrained(nn.Module):
+    """Reading and writing a checkpoint folder: config.json, the weights, and the tokenizer's files."""
+
+    def save_pretrained(self, folder, tokenizer: Tokenizer | None = None):
+        """Write the model, and the tokenizer if given, so that `transformers` opens the folder as it is.
+
+        Each file appears whole or not at all. Raises OSError where the folder cannot be written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "model.safetensors").exists():
+            raise OSError(
+                f"{folder} holds a model.safetensors, which would be read instead: use another folder"
+            )
+        config = asdict(self.config)
+        del config["fast_attention"]
+        labels = {str(i): f"LABEL_{i}" for i in range(config.pop("num_labels"))}
+        config |= {"model_type": "bert", "architectures": [type(self).__name__], "id2label": labels}
+        config |= {"label2id": {name: int(i) for i, name in labels.items()}}
+        weights = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
+        atomic_write(folder / "pytorch_model.bin", lambda file: torch.save(weights, file))
+        write_json(folder / "config.json", config)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, folder, self.config.max_position_embeddings)
+
+    @classmethod
+    def from_pretrained(cls, folder, **changes):
+        """Load a folder written here or by `transformers`, in evaluation mode; `changes` override its config.
+
+        Heads the folder lacks (pooler, classifier, or one of another num_labels) start at random and are listed
+        in `model.newly_initialised`; heads this class lacks are left out. Raises ValueError where config or
+        weights are damaged or do not fit, or where a masked-LM head is wanted and missing.
+        """
+        model = cls(BertConfig.from_folder(folder, **changes))
+        weights = read_weights(folder)
+        if isinstance(model, BertModel):
+            weights = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
+        wanted = model.state_dict()
+        classifier = weights.get("classifier.weight")
+        if classifier is not None and "num_labels" in changes and len(classifier) != model.config.num_labels:
+            weights = {name: t for name, t in weights.items() if not name.startswith("classifier.")}
+        for name in set(wanted) & set(weights):
+            if wanted[name].shape != weights[name].shape:
+                has, asks = tuple(weights[name].shape), tuple(wanted[name].shape)
+                raise ValueError(f"{folder}: {name} has shape {has}, its config.json asks for {asks}")
+        model.newly_initialised = sorted(set(wanted) - set(weights))
+        optional = ("bert.pooler.", "pooler.", "classifier.")
+        missing = [name for name in model.newly_initialised if not name.startswith(optional)]
+        if missing:
+            what = "masked-LM head" if all(n.startswith("cls.") for n in missing) else "complete encoder"
+            raise ValueError(
+                f"{folder} holds no {what}: {missing[0]} and {len(missing) - 1} others are missing"
+            )
+        model.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+        return model.eval()
+
+
+class BertModel(Pretrained):
+    """Token ids in, one vector a token out."""
+
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = True):
+        super().__init__()
+        self.config = config
+        self.embeddings = BertEmbeddings(config)
+        layers = [BertLayer(config) for _ in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
+        self.pooler = None
+        if add_pooling_layer:
+            self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+        init_normal(self, config.initializer_range)
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        """input_ids [B, T]; attention_mask [B, T], 1 real, 0 padding; token_type_ids [B, T], 0 or 1.
+
+        Returns hidden [B, T, H] and pooled [B, H] = tanh(hidden[:, 0] W + b), or None without a pooler.
+        """
+        mask = None
+        if attention_mask is not None:
+            mask = attention_mask.bool()
+            # A row of padding alone would be a softmax over nothing, NaN. It reads itself; nobody reads it.
+            mask = (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]  # [B, 1, 1, T]
+        x = self.embeddings(input_ids, token_type_ids)
+        for layer in self.encoder["layer"]:
+            x = layer(x, mask)
+        pooled = None if self.pooler is None else torch.tanh(self.pooler["dense"](x[:, 0]))
+        return x, pooled
+
+
+class MaskedLMHead(nn.Module):
+    """logits = LayerNorm(GELU(x W + b)) E^T + c, with E the word embeddings. [..., H] -> [..., V]"""
+
+    def __init__(self, config: BertConfig, word_embeddings: nn.Embedding):
+        super().__init__()
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.transform = nn.ModuleDict(
+            {"dense": nn.Linear(config.hidden_size, config.hidden_size), "LayerNorm": norm}
+        )
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder.weight = word_embeddings.weight  # tied: one matrix reads and writes words
+        self.bias = self.decoder.bias  # Hugging Face knows c under both names
+        self.act = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x):
+        return self.decoder(self.transform["LayerNorm"](self.act(self.transform["dense"](x))))
+
+
+class BertForMaskedLM(Pretrained):
+    """The encoder with the head that guesses hidden words: what pretraining trains."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.cls = nn.ModuleDict({"predictions": MaskedLMHead(config, self.bert.embeddings.word_embeddings)})
+        init_normal(self.cls, config.initializer_range)
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
+        """Logits over the vocabulary: [B, T, V], or only where asked, which saves most of the work.
+
+        positions: bool [B, T] gives [N, V], row by row, for its N True; long [B, k] gives [B, k, V].
+        The long form has a static shape and needs no synchronisation with the GPU.
+        """
+        hidden, _ = self.bert(input_ids, attention_mask, token_type_ids)
+        if positions is not None:
+            if positions.dtype == torch.bool:
+                hidden = hidden[positions]
+            else:
+                hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.cls["predictions"](hidden)
+
+
+class BertForSequenceClassification(Pretrained):
+    """The encoder with a linear layer on the pooled [CLS] vector: what fine-tuning trains."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+        self.bert = BertModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        init_normal(self.classifier, config.initializer_range)
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        """Same inputs as BertModel. Returns [B, C]: logits of the labels, or with C = 1 a regression value."""
+        return self.classifier(self.dropout(self.bert(input_ids, attention_mask, token_type_ids)[1]))
+
+
+# ---- initial weights ----
+
+
+def set_dropout(model: nn.Module, p: float):
+    """Set the probability of every dropout in a model. In place."""
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = p
+        if isinstance(part, SelfAttention):
+            part.dropout = p
+
+
+def init_normal(module: nn.Module, std: float, generator: torch.Generator | None = None):
+    """BERT's own start: weights and embeddings N(0, std), biases 0, LayerNorm 1 and 0. In place."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std, generator=generator)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+        if isinstance(part, (nn.Linear, nn.LayerNorm)) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+@torch.no_grad()
+def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None, sharpness: float = 2.0):
+    """A start whose first layer already looks at the neighbours: it leaves the unigram plateau soon. In place.
+
+    Position p starts as p -> (sin w_i p, cos w_i p), sinusoids as large as the words, with w_i drawn from (0, pi):
+    then the similarity of two positions is a spike at distance 0 (random features, Rahimi & Recht 2007). On these
+    "d places on" is a rotation R_d of every pair, so that a head with key = pairs and query = R_d pairs scores
+    sum_i cos(w_i (p + d - p')), largest at p' = p + d. The heads look at d = -1, +1, -2, +2, ... Values are an
+    orthogonal map and the output its transpose: the neighbour's vector arrives as it is. Only numbers differ from
+    BERT's start, neither architecture nor checkpoint format.
+    """
+    config, attn = bert.config, bert.encoder["layer"][0].attention
+    width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
+    frequency = math.pi * torch.rand(width // 2, generator=generator)  # w_i, radians a position
+    angle = torch.arange(config.max_position_embeddings)[:, None] * frequency  # [positions, H / 2]
+    waves = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)  # [positions, H]
+    bert.embeddings.position_embeddings.weight.copy_(config.initializer_range * math.sqrt(2) * waves)
+    for head in range(config.num_attention_heads):
+        offset = (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
+        turn = offset * frequency[: size // 2]
+        rotation = torch.block_diag(
+            *torch.stack((turn.cos(), turn.sin(), -turn.sin(), turn.cos()), -1).view(-1, 2, 2)
+        )
+        rows = slice(head * size, (head + 1) * size)  # the head's share of the [H, H] matrices
+        for linear, map_ in ((attn["self"].query, rotation), (attn["self"].key, torch.eye(size))):
+            linear.weight[rows] = torch.cat((sharpness * map_, torch.zeros(size, width - size)), 1)
+    nn.init.orthogonal_(attn["self"].value.weight, generator=generator)
+    attn["output"].dense.weight.copy_(attn["self"].value.weight.T)
+
+
+# ---- the checkpoint folder ----
+
+
+def atomic_write(path: Path, write):
+    """Call write(file) on a temporary file beside `path`, then rename it: `path` is never half-written."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, (OSError, RuntimeError)):  # torch.save reports a full disk as RuntimeError
+            reason = getattr(error, "strerror", None) or "is the disk full?"
+            raise OSError(f"cannot write {path} ({reason}); what was saved before is untouched") from error
+        raise
+
+
+def write_json(path: Path, value):
+    """Write `value` as indented JSON, whole or not at all."""
+    atomic_write(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+
+
+def read_json(path) -> dict:
+    """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path} does not exist; give the folder of a saved model") from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object; the file is damaged, get or write it again")
+    return value
+
+
+def read_safetensors(path) -> dict[str, torch.Tensor]:
+    """The format: 8 bytes length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw bytes."""
+    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    kinds |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
+    data = bytearray(Path(path).read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            (begin, end), shape = entry["data_offsets"], entry["shape"]
+            raw = data[start + begin : start + end]
+            tensors[name] = torch.frombuffer(raw, dtype=kinds[entry["dtype"]]).view(shape).clone()
+    return tensors
+
+
+def read_weights(folder) -> dict[str, torch.Tensor]:
+    """The tensors of a folder under their current names, float32, encoder names starting with "bert."."""
+    folder = Path(folder)
+    paths = [folder / "model.safetensors", folder / "pytorch_model.bin"]
+    path = next((p for p in paths if p.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+    try:
+        if path.suffix == ".safetensors":
+            weights = read_safetensors(path)
+        else:  # weights_only: tensors alone are unpickled, no code of a stranger runs
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = {name: tensor.float() for name, tensor in weights.items() if tensor.is_floating_point()}
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged or not a weights file: {type(error).__name__}; get it again"
+        ) from None
+    renamed = {}
+    for name, tensor in weights.items():  # checkpoints of 2018 call LayerNorm's parameters gamma and beta
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        bare = name.startswith(("embeddings.", "encoder.", "pooler."))
+        renamed["bert." + name if bare else name] = tensor
+    head = "cls.predictions."
+    for one, other in (
+        ("decoder.bias", "bias"),
+        ("bias", "decoder.bias"),
+    ):  # tied: a file may hold one of them
+        if head + one not in renamed and head + other in renamed:
+            renamed[head + one] = renamed[head + other]
+    if head + "bias" in renamed and "bert.embeddings.word_embeddings.weight" in renamed:
+        renamed[head + "decoder.weight"] = renamed["bert.embeddings.word_embeddings.weight"]
+    return renamed
+
+
+def load_tokenizer(path) -> Tokenizer:
+    """The tokenizer of a folder (tokenizer.json, else vocab.txt), or of a vocabulary file, one piece a line.
+
+    A vocabulary is uncased unless a tokenizer_config.json beside it says otherwise. Raises FileNotFoundError, or
+    ValueError where the file is damaged or lacks a special token.
+    """
+    path = Path(path)
+    names = ("tokenizer.json", "vocab.txt")
+    file = next((path / name for name in names if (path / name).is_file()), path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is no vocabulary file and no folder with {' or '.join(names)}")
+    try:
+        if file.suffix == ".json":
+            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+        else:
+            settings = file.parent / "tokenizer_config.json"
+            lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+            pieces = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+            vocab = {piece.rstrip("\r"): i for i, piece in enumerate(pieces)}
+            tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(vocab, lowercase=bool(lowercase)).to_str())
+    except Exception:  # the tokenizers library raises bare Exceptions
+        raise ValueError(f"{file} is damaged or not a BERT vocabulary; get or write it again") from None
+    lacks = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+    if lacks:
+        raise ValueError(f"{file} lacks {' '.join(lacks)}; a BERT vocabulary has {' '.join(SPECIAL_TOKENS)}")
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder, longest: int = 512):
+    """Write tokenizer.json, vocab.txt and tokenizer_config.json, as `transformers` reads them."""
+    vocab, text = tokenizer.get_vocab(), tokenizer.to_str(pretty=True)
+    lowercase = (json.loads(text)["normalizer"] or {}).get("lowercase", True)
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase, "model_max_length": longest}
+    pieces = "".join(piece + "\n" for piece in sorted(vocab, key=vocab.get))
+    atomic_write(Path(folder) / "vocab.txt", lambda file: file.write(pieces.encode()))
+    atomic_write(Path(folder) / "tokenizer.json", lambda file: file.write(text.encode()))
+    write_json(Path(folder) / "tokenizer_config.json", settings)

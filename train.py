@@ -1,0 +1,838 @@
+"""Pretrain a BERT with random or entropy-aware masking: `python train.py --help`.
+
+In reading order: options, text, rows, loss and schedule, the run (masks, update, evaluation, checkpoint), start.
+Every random number is a function of (seed, purpose, step): runs that differ in their masking rule alone start from
+the same weights and see the same data in the same order, and a resumed run needs no saved random state.
+"""
+
+import argparse
+import ast
+import csv
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import warnings
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tqdm import tqdm
+
+import masking
+import model as bert
+from masking import IGNORE, RULES, SCHEMES
+
+# Dense bf16 peaks in FLOP/s (vendors' data sheets), for MFU; a card that is not listed gets none.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12, "3090": 71e12}
+HELD_OUT = 0.02  # share of the documents
+EXAM_ROWS, EXAM_RATIO = 512, 0.15  # the shared held-out exam, whatever ratio a run trains with
+PLATEAU = 0.3  # nats below the unigram floor at which a run has left the plateau
+SENTENCES = (
+    "The capital of France [MASK] Paris.",
+    "The function [MASK] a list of strings.",
+    "It was one of the [MASK] in the world.",
+)
+
+# ---- options ----
+
+
+def option(default, text, **settings):
+    """A field of Options: its default, its line in --help, and what else argparse should know."""
+    return field(default_factory=lambda: default, metadata={"help": text, **settings})
+
+
+@dataclass
+class Options:
+    """What a run is. Every field is a command-line option; "steps*" counts as a share of --steps if below 1."""
+
+    corpus: list = option([], ".txt, .gz or .xz files (default: documentation on this machine)", nargs="+")
+    vocab: str = option("", "vocab.txt, one word piece a line (default: learned from the corpus)")
+    vocab_size: int = option(8192, "word pieces of a vocabulary learned from the corpus")
+    max_tokens: int = option(0, "training tokens of the corpus that are used, 0 for all")
+    cache: str = option(".cache", "folder for tokenised text")
+    size: str = option("tiny", "model size", choices=list(bert.SIZES))
+    from_: str = option("", "continue pretraining this checkpoint folder, ours or Hugging Face's")
+    init: str = option(
+        "offset-heads", "first heads look at the neighbours, or N(0, .02)", choices=["offset-heads", "normal"]
+    )
+    dropout: float = option(0.0, "dropout of the pretraining")
+    seq_len: int = option(128, "tokens a row, [CLS] and [SEP] included")
+    batch_size: int = option(16, "rows a step, over all processes")
+    accumulate: int = option(1, "pieces in which a process computes its rows, to save memory")
+    steps: int = option(3000, "updates of the weights")
+    lr: float = option(1e-3, "highest learning rate")
+    warmup: float = option(0.05, "steps* until it is reached; then linear to 0")
+    masking: str = option("self", "whose entropy chooses the masks", choices=["random", "self", "teacher"])
+    reading: str = option("blank", "entropy of tokens as seen, or hidden", choices=["visible", "blank"])
+    candidates: float = option(2.0, "blanks tried per mask in the blank reading")
+    select: str = option("high", "rule that picks the masks by entropy", choices=list(RULES))
+    select_temperature: float = option(1.0, "tau of --select sample")
+    mask_ratio: float = option(0.15, "share of the tokens that is masked")
+    random_share: float = option(0.0, "part of the masks drawn at random instead")
+    entropy_warmup: float = option(0.3, "steps* with random masks first")
+    whole_word: bool = option(False, "mask all pieces of a word together")
+    corruption: str = option("80-10-10", "[MASK]-random-unchanged", choices=list(SCHEMES))
+    teacher: str = option("", "checkpoint folder of the model for --masking teacher")
+    seed: int = option(0, "seed of weights, order, masks and dropout")
+    out: str = option("runs/train", "folder for the model, its checkpoints, log.csv and args.json")
+    resume: bool = option(False, "go on with the run in --out, under its options")
+    eval_every: int = option(250, "steps between evaluations, log lines and checkpoints")
+    compile: bool = option(False, "use torch.compile, if it works")
+    dtype: str = option(
+        "auto",
+        "of matrix products; auto: bfloat16 on hardware that has it",
+        choices=["auto", "float32", "bfloat16"],
+    )
+    device: str = option("auto", "cpu, cuda, mps; auto: cuda if there is one")
+
+
+def parse_options(kind, description, argv=None) -> dict:
+    """The options of dataclass `kind` that the command line gives, by field name; --help explains them all."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    for f in fields(kind):
+        default, settings = f.default_factory(), dict(f.metadata)
+        settings["help"] += "" if default in ("", [], False) else f" (default: {default})"
+        if isinstance(default, bool):
+            settings["action"] = "store_true"
+        elif isinstance(default, (int, float)):
+            settings["type"] = type(default)
+        flag = "--" + f.name.strip("_").replace("_", "-")
+        parser.add_argument(flag, dest=f.name, default=argparse.SUPPRESS, **settings)
+    return vars(parser.parse_args(argv))
+
+
+def check_options(o: Options, given: dict, world: int = 1):
+    """Refuse numbers out of range and options that would have no effect. Raises ValueError."""
+    by_entropy = ("reading", "select", "candidates", "select_temperature", "random_share", "entropy_warmup")
+    without_effect = [
+        (o.from_, "--from", ("vocab", "vocab_size", "size", "init")),
+        (o.vocab, "--vocab", ("vocab_size",)),
+        (o.masking == "random", "--masking random", by_entropy),
+        (o.masking != "teacher", f"--masking {o.masking}", ("teacher",)),
+        (o.reading == "visible", "--reading visible", ("candidates",)),
+        (o.select != "sample", f"--select {o.select}", ("select_temperature",)),
+    ]
+    for applies, cause, names in without_effect:
+        for name in names:
+            if applies and name in given:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} has no effect with {cause}: leave one of them out"
+                )
+    if o.masking == "teacher" and not o.teacher:
+        raise ValueError("--masking teacher needs --teacher FOLDER")
+    masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)  # raises for a bad ratio or factor
+    limits = dict.fromkeys(("steps", "batch_size", "accumulate", "eval_every"), (1, np.inf))
+    limits |= dict.fromkeys(("max_tokens", "warmup", "entropy_warmup", "seed"), (0, np.inf))
+    limits |= {
+        "vocab_size": (100, 2**31),
+        "seq_len": (8, np.inf),
+        "random_share": (0, 1),
+        "dropout": (0, 0.9),
+    }
+    limits |= {"lr": (1e-12, 1e3), "select_temperature": (1e-3, np.inf)}
+    for name, (least, most) in limits.items():
+        if not least <= getattr(o, name) <= most:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {getattr(o, name)} is not between {least} and {most}"
+            )
+    if o.batch_size % (o.accumulate * world):
+        raise ValueError(
+            f"--batch-size {o.batch_size} is no multiple of {o.accumulate} pieces x {world} processes"
+        )
+
+
+# ---- text ----
+
+
+def builtin_corpus(cache) -> Path:
+    """English documentation on this machine as a text file in the cache, one document per source file.
+
+    The docstrings of the standard library, torch and numpy, read as text through `ast`: nothing is imported or run.
+    Native functions get theirs as an argument of a call, so every long string is looked at; kept are paragraphs
+    that are mostly words and no code.
+    """
+    roots = [Path(sysconfig.get_path("stdlib")), Path(torch.__file__).parent, Path(np.__file__).parent]
+    path = Path(cache) / f"documentation-{platform.python_version()}-{torch.__version__}-{np.__version__}.txt"
+    word = re.compile(r"(?<!\S)[(\"'`]*[A-Za-z][a-z'-]*[.,;:?!)\"'`]*(?!\S)")
+    if path.is_file():
+        return path
+    documents = []
+    sources = [(root, source) for root in roots for source in sorted(root.rglob("*.py"))]
+    for root, source in tqdm(sources, "reading documentation", leave=False, disable=None):
+        if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(source.relative_to(root).parts):
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                tree = ast.parse(source.read_text(encoding="utf-8", errors="replace"))
+        except (SyntaxError, ValueError, RecursionError, OSError):
+            continue  # a template or a test of the parser: no documentation either
+        constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        strings = [text for text in constants if isinstance(text, str) and len(text) > 40]
+        blocks = [block.split() for text in strings for block in re.split(r"\n\s*\n|>>>.*|.*::", text)]
+        prose = [
+            " ".join(b) for b in blocks if len(b) >= 6 and len(word.findall(" ".join(b))) >= 0.7 * len(b)
+        ]
+        documents.append("\n".join(prose) + "\n\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bert.atomic_write(path, lambda file: file.write("".join(documents).encode("utf-8", "replace")))
+    return path
+
+
+def read_documents(paths):
+    """The documents of text files, each a list of paragraphs; one of more than 1,000 is cut. Plain, .gz or .xz."""
+    for path in paths:
+        opener = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
+        document = []
+        try:
+            with opener(path, "rt", encoding="utf-8") as file:
+                for paragraph in map(str.strip, file):
+                    if paragraph:
+                        document.append(paragraph)
+                    if document and (not paragraph or len(document) == 1000):
+                        yield document
+                        document = []
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged or truncated ({error}); get it again") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not UTF-8 text") from None
+        if document:
+            yield document
+
+
+def tokenise(documents, tokenizer: Tokenizer, folder: Path) -> dict:
+    """Write two streams of token ids (int32), train.ids and held_out.ids; returns what was counted.
+
+    A document's side follows from a hash of its text. Paragraphs that differ only in case, spaces or digits count as
+    the same, and the first one wins on both sides together: none is in both. A literal "[MASK]" in a text stays text.
+    Memory grows with the number of paragraphs (8 bytes of hash each), not with their length.
+    """
+    facts = {"documents": 0, "paragraphs": 0, "duplicates": 0, "characters": 0}
+    seen, waiting = set(), {"train": [], "held_out": []}
+    tokenizer.encode_special_tokens = True
+
+    def flush(side):
+        with open(folder / f"{side}.ids", "ab") as file:
+            for encoding in tokenizer.encode_batch_fast(waiting[side], add_special_tokens=False):
+                file.write(np.array(encoding.ids, np.int32).tobytes())
+        waiting[side].clear()
+
+    for document in tqdm(documents, "tokenising", unit=" documents", leave=False, disable=None):
+        new = []
+        for paragraph in document:
+            plain = re.sub(r"\d+", "0", " ".join(paragraph.lower().split()))
+            key = hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=8).digest()
+            if key not in seen:
+                seen.add(key)
+                new.append(paragraph)
+        side = (
+            "held_out"
+            if zlib.crc32("\n".join(new).encode("utf-8", "replace")) < HELD_OUT * 2**32
+            else "train"
+        )
+        waiting[side] += new
+        if len(waiting[side]) > 5000:
+            flush(side)
+        counts = (1, len(document), len(document) - len(new), sum(map(len, new)))
+        facts = {name: total + n for (name, total), n in zip(facts.items(), counts, strict=True)}
+    for side in waiting:
+        flush(side)
+    return facts
+
+
+def prepare_text(o: Options, rank: int = 0):
+    """Tokenise the corpus once, into a cache folder named after its content and vocabulary.
+
+    Returns (tokenizer, training ids, held-out ids, facts); ids are memory-mapped, one stream a side. Raises OSError
+    or ValueError for a corpus or vocabulary that is missing, damaged or too short.
+    """
+    tokenizer = bert.load_tokenizer(o.from_ or o.vocab) if o.from_ or o.vocab else None
+    paths = o.corpus or [builtin_corpus(o.cache)]
+    digest = hashlib.sha256(tokenizer.to_str().encode() if tokenizer else f"learn {o.vocab_size}".encode())
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    folder = Path(o.cache) / digest.hexdigest()[:16]
+    if rank == 0 and not folder.is_dir():
+        work = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+        work.mkdir(parents=True)
+        try:
+            if not tokenizer:
+                print(f"learning a vocabulary of {o.vocab_size:,} word pieces", flush=True)
+                learner = BertWordPieceTokenizer()
+                paragraphs = (paragraph for document in read_documents(paths) for paragraph in document)
+                alphabet = min(1000, o.vocab_size // 4)
+                learner.train_from_iterator(
+                    paragraphs, o.vocab_size, limit_alphabet=alphabet, show_progress=False
+                )
+                tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab()).to_str())
+            bert.write_json(work / "facts.json", tokenise(read_documents(paths), tokenizer, work))
+            bert.save_tokenizer(tokenizer, work)
+            work.rename(folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    if dist.is_initialized():
+        dist.barrier()
+    train, held_out = (np.fromfile(folder / f"{side}.ids", np.int32) for side in ("train", "held_out"))
+    body = o.seq_len - 2
+    if len(held_out) < body:  # few documents: the end of the text is held out instead
+        cut = max(0, len(train) - max(body, int(HELD_OUT * len(train))))
+        train, held_out = train[:cut], train[cut:]
+    train = train[: o.max_tokens or None]
+    if len(train) < body:
+        raise ValueError(f"{paths[0]}: {len(train)} tokens are too few to train on rows of {o.seq_len}")
+    return (
+        bert.load_tokenizer(folder),
+        train,
+        held_out,
+        {**bert.read_json(folder / "facts.json"), "key": folder.name},
+    )
+
+
+# ---- rows ----
+
+
+def stream(seed: int, purpose: str, step: int = 0) -> int:
+    """The seed of one purpose at one step; see the head of this file."""
+    purposes = ("weights", "order", "masks", "dropout", "exam")
+    return int(np.random.SeedSequence([seed, purposes.index(purpose), step]).generate_state(1)[0])
+
+
+@lru_cache(maxsize=2)
+def row_order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    """The order in which an epoch visits the rows."""
+    return np.random.default_rng(stream(seed, "order", epoch)).permutation(rows)
+
+
+def rows_of_step(o: Options, step: int, rows: int) -> np.ndarray:
+    """Numbers of the rows that a step trains on: epoch after epoch, every row once in each."""
+    visits = range(step * o.batch_size, (step + 1) * o.batch_size)
+    return np.array([row_order(o.seed, visit // rows, rows)[visit % rows] for visit in visits])
+
+
+def take_rows(ids: np.ndarray, index: np.ndarray, seq_len: int, cls: int, sep: int) -> torch.Tensor:
+    """Rows number `index` [n] of a stream, packed without padding: [CLS] + (seq_len - 2) tokens + [SEP]."""
+    body = ids[index[:, None] * (seq_len - 2) + np.arange(seq_len - 2)].astype(np.int64)
+    return torch.from_numpy(np.pad(body, ((0, 0), (1, 1)), constant_values=((0, 0), (cls, sep))))
+
+
+# ---- loss and schedule ----
+
+
+def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
+    """Sum over the masked tokens of -log p(token) = logsumexp(z) - z_token, and how many were guessed right.
+
+    logits [..., V], labels [...] with -100 where there is no loss. Returns two float32 scalars. The caller divides
+    by the masked tokens of the whole step: a mean of means would weigh pieces of unequal size alike.
+    """
+    z, counted = logits.float(), labels != IGNORE
+    target = z.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+    loss = (z.logsumexp(-1) - target).masked_fill(~counted, 0).sum()
+    return loss, ((target >= z.detach().amax(-1)) & counted).sum().float()
+
+
+def as_steps(value: float, steps: int) -> int:
+    """A number of steps, given as such or, below 1, as a share of all."""
+    return round(value * steps) if value < 1 else round(value)
+
+
+def learning_rate(step: int, steps: int, warmup: int, highest: float) -> float:
+    """Linear from 0 to `highest` over the warm-up, then linear to 0 at `steps` (BERT, appendix A.2)."""
+    return highest * min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
+
+
+def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
+    """AdamW; matrices and embeddings decay, biases and LayerNorm do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay}
+    others = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}
+    return torch.optim.AdamW([decayed, others], lr=lr, betas=(0.9, 0.999), fused=True)
+
+
+def flops_per_token(c: bert.BertConfig, o: Options) -> float:
+    """Multiplications and additions per trained token; the backward pass costs twice the forward pass."""
+    layer = 8 * c.hidden_size**2 + 4 * c.hidden_size * c.intermediate_size + 4 * o.seq_len * c.hidden_size
+    encoder, head = c.num_hidden_layers * layer, 2 * c.hidden_size * (c.hidden_size + c.vocab_size)
+    decoded = 1.0 if o.reading == "visible" else min(1.0, o.candidates * o.mask_ratio)
+    late = 1 - min(
+        1.0, as_steps(o.entropy_warmup, o.steps) / o.steps
+    )  # share of the steps that read entropies
+    return 3 * (encoder + o.mask_ratio * head) + (o.masking != "random") * late * (encoder + decoded * head)
+
+
+def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Resolve "auto": a GPU if there is one; bfloat16 where the hardware multiplies it, else float32."""
+    if device == "auto":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # a CPU without these instructions emulates bfloat16, slower than float32
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return device, getattr(torch, dtype if dtype != "auto" else "bfloat16" if fast else "float32")
+
+
+# ---- the run ----
+
+
+class Pretraining:
+    """One run: text, model, optimiser and what was measured so far. distill.py changes its loss."""
+
+    columns = ("loss", "accuracy")  # what `loss` measures, summed over the masked tokens
+
+    def __init__(self, o: Options):
+        self.o, self.step, self.seconds, self.log = o, 0, 0.0, []
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device, self.dtype = pick_hardware(o.device, o.dtype)
+        if self.world > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self.tokenizer, self.train_ids, self.held_out_ids, self.facts = prepare_text(o, self.rank)
+        self.rows = len(self.train_ids) // (o.seq_len - 2)
+        self.vocab = self.tokenizer.get_vocab()
+        self.cls, self.sep, self.mask = (self.vocab[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
+        self.special = [self.vocab[token] for token in bert.SPECIAL_TOKENS]
+        pieces = sorted(self.vocab, key=self.vocab.get)
+        self.continues = torch.tensor([piece.startswith("##") for piece in pieces], device=self.device)
+        counts = torch.from_numpy(
+            np.bincount(self.train_ids, minlength=len(pieces)) + 1.0
+        )  # add-one smoothing
+        self.unigram = counts / counts.sum()
+        self.places = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
+        self.exam = self.draw_exam()
+        self.floor = -self.unigram.log()[self.exam[2]].mean().item()  # nats
+        self.model = self.make_model().to(self.device)
+        self.teacher = self.load_reference(o.teacher) if o.teacher else None
+        self.optimizer = make_optimizer(self.model, o.lr)
+        if o.compile:
+            self.compile()
+        self.forget()
+
+    def make_model(self) -> bert.BertForMaskedLM:
+        """The model at the start: fresh weights, or those of --from."""
+        o, longest = self.o, max(512, self.o.seq_len)
+        if o.from_:
+            model = bert.BertForMaskedLM.from_pretrained(o.from_)
+            if model.config.vocab_size != len(self.vocab) or model.config.max_position_embeddings < o.seq_len:
+                sizes = f"{model.config.vocab_size} word pieces and {model.config.max_position_embeddings} positions"
+                raise ValueError(
+                    f"{o.from_} has {sizes}: its tokenizer or --seq-len {o.seq_len} does not fit"
+                )
+        else:
+            config = bert.BertConfig.preset(
+                o.size, vocab_size=len(self.vocab), max_position_embeddings=longest
+            )
+            model, random = (
+                bert.BertForMaskedLM(config),
+                torch.Generator().manual_seed(stream(o.seed, "weights")),
+            )
+            bert.init_normal(model, config.initializer_range, random)
+            if o.init == "offset-heads":
+                bert.init_offset_heads(model.bert, random)
+                # Word frequencies are the first thing an MLM learns; they may as well be given.
+                model.cls["predictions"].bias.data.copy_(self.unigram.log())
+        bert.set_dropout(model, o.dropout)  # config.json keeps BERT's 0.1, which suits fine-tuning
+        return model.train()
+
+    def load_reference(self, folder) -> bert.BertForMaskedLM:
+        """A frozen model with this run's vocabulary. Raises ValueError if it has another."""
+        if bert.load_tokenizer(folder).get_vocab() != self.vocab:
+            raise ValueError(f"{folder} has another vocabulary than this run; try --vocab {folder}")
+        return bert.BertForMaskedLM.from_pretrained(folder).requires_grad_(False).to(self.device)
+
+    def compile(self):
+        """torch.compile for encoder and head in place, tried on one step; falls back and says why."""
+        parts = (self.model.bert, self.model.cls["predictions"])
+        try:
+            for part in parts:
+                part.compile()
+            ids = torch.zeros(self.pieces()[0].stop, self.o.seq_len, dtype=torch.long, device=self.device)
+            with self.autocast():
+                self.model(ids, positions=ids[:, : self.places]).float().sum().backward()
+        except Exception as error:
+            print(f"going on without --compile: {type(error).__name__}: {str(error).splitlines()[0]}")
+            for part in parts:
+                part._compiled_call_impl = None
+        self.optimizer.zero_grad()
+
+    def autocast(self):
+        """Matrix products in the chosen dtype; weights, softmax, LayerNorm and loss stay float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def draw_exam(self):
+        """Fixed held-out rows under fixed random masks, all [MASK]: (corrupted ids, places, labels)."""
+        rows = len(self.held_out_ids) // (self.o.seq_len - 2)
+        index = np.linspace(0, rows - 1, min(rows, EXAM_ROWS)).astype(int)
+        ids = take_rows(self.held_out_ids, index, self.o.seq_len, self.cls, self.sep)
+        eligible, random = self.eligible(ids), torch.Generator().manual_seed(stream(0, "exam"))
+        selected = masking.select_positions("random", eligible, EXAM_RATIO, generator=random)
+        places = masking.as_places(selected, masking.mask_budget(self.o.seq_len - 2, EXAM_RATIO))
+        return ids.masked_fill(selected, self.mask), places, ids.gather(1, places)
+
+    def eligible(self, ids):
+        """bool [B, T]: the positions that may be masked."""
+        return (ids != self.cls) & (ids != self.sep)
+
+    def examine(self, model) -> tuple[float, float]:
+        """Held-out loss (nats a token) and accuracy of a model: the yardstick that all masking rules share."""
+        sums = torch.zeros(2, device=self.device)
+        with masking.evaluating(model), self.autocast():
+            for ids, places, labels in zip(
+                *(part.to(self.device).split(64) for part in self.exam), strict=True
+            ):
+                sums += torch.stack(mlm_loss(model(ids, positions=places), labels))
+        loss, accuracy = (sums / self.exam[2].numel()).tolist()
+        return loss, accuracy
+
+    def pieces(self) -> list[slice]:
+        """The rows of a step that this process computes, in --accumulate slices."""
+        size = self.o.batch_size // (self.world * self.o.accumulate)
+        first = self.rank * self.o.accumulate
+        return [slice((first + i) * size, (first + i + 1) * size) for i in range(self.o.accumulate)]
+
+    def choose(self, ids, random: torch.Generator) -> torch.Tensor:
+        """The positions to mask in the rows [B, T] of this step, bool [B, T].
+
+        Every process sees all rows and draws the same random numbers; it reads the entropies of its own rows only.
+        """
+        o, eligible = self.o, self.eligible(ids)
+        words = ~self.continues[ids] if o.whole_word else None
+        if o.masking == "random" or self.step < as_steps(o.entropy_warmup, o.steps):
+            return masking.select_positions(
+                "random", eligible, o.mask_ratio, generator=random, word_start=words
+            )
+        source, candidates, entropy = self.teacher or self.model, None, []
+        if o.reading == "blank":
+            candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, random, words)
+            count = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
+            blanks = candidates if o.whole_word else masking.as_places(candidates, count)
+        with self.autocast():
+            for piece in self.pieces():
+                if o.reading == "blank":
+                    entropy.append(masking.blank_entropy(source, ids[piece], blanks[piece], self.mask))
+                else:
+                    entropy.append(masking.sequence_entropy(source, ids[piece]))
+        entropy = torch.cat(entropy)
+        if self.world > 1:
+            shares = [torch.empty_like(entropy) for _ in range(self.world)]
+            dist.all_gather(shares, entropy)
+            entropy = torch.cat(shares)
+        settings = (o.select_temperature, random, o.random_share, words)
+        return masking.select_positions(o.select, eligible, o.mask_ratio, entropy, candidates, *settings)
+
+    def loss(self, ids, places, labels):
+        """The objective, summed over the masked tokens, and the sums behind `columns`."""
+        with self.autocast():
+            logits = self.model(ids, positions=places)
+        loss, correct = mlm_loss(logits, labels)
+        return loss, torch.stack((loss.detach(), correct))
+
+    def update(self):
+        """One step: rows, masks, gradient, new weights. Nothing here waits for a GPU."""
+        o, random = self.o, torch.Generator(self.device).manual_seed(stream(self.o.seed, "masks", self.step))
+        torch.manual_seed(stream(o.seed, "dropout", self.step) + self.rank)
+        index = rows_of_step(o, self.step, self.rows)
+        ids = take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(
+            self.device, non_blocking=True
+        )
+        selected = self.choose(ids, random)
+        corrupted, labels = masking.corrupt(
+            ids, selected, self.mask, len(self.vocab), self.special, o.corruption, random
+        )
+        places = masking.as_places(selected, self.places)
+        labels = labels.gather(1, places)
+        masked = (labels != IGNORE).float()
+        for piece in self.pieces():
+            loss, sums = self.loss(corrupted[piece], places[piece], labels[piece])
+            (loss / masked.sum().clamp_min(1)).backward()  # of the whole step, all processes together
+            self.sums += torch.cat((sums, masked[piece].sum()[None]))
+        if self.world > 1:
+            for parameter in self.model.parameters():
+                dist.all_reduce(
+                    parameter.grad
+                )  # data parallel: the gradient of a sum is the sum of gradients
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        counts = torch.zeros_like(self.counts).scatter_add_(
+            0, labels.clamp_min(0).flatten(), masked.flatten()
+        )
+        self.counts += counts
+        self.distinct += (counts > 0).sum()
+        self.last = corrupted, places
+        self.step += 1
+
+    def lr(self) -> float:
+        """The learning rate of the coming step."""
+        return learning_rate(self.step, self.o.steps, as_steps(self.o.warmup, self.o.steps), self.o.lr)
+
+    def forget(self):
+        """Start the sums of a new stretch between two evaluations."""
+        self.sums = torch.zeros(len(self.columns) + 1, device=self.device)
+        self.counts = torch.zeros(len(self.vocab), device=self.device)  # how often each token id was masked
+        self.distinct = torch.zeros((), device=self.device)  # token ids masked in a step, summed over steps
+
+    def means(self) -> dict:
+        """The mean of each column since the last evaluation. Raises ValueError where one is not finite."""
+        sums = self.sums.clone()
+        if self.world > 1:
+            dist.all_reduce(sums)
+        *values, count = sums.tolist()
+        if not np.isfinite(values).all():
+            kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
+            raise ValueError(
+                f"the loss is not finite at step {self.step} ({kept}); try a lower --lr, --dtype float32"
+            )
+        return {name: value / max(1, count) for name, value in zip(self.columns, values, strict=True)}
+
+    def report(self, speed: float):
+        """Evaluate, warn if the masks collapse, add a line to the log, save."""
+        o, past, means = self.o, self.log, self.means()
+        loss, accuracy = self.examine(self.model)
+        corrupted, places = (part[self.pieces()[0]] for part in self.last)
+        with self.autocast():
+            entropy = masking.blank_entropy(self.model, corrupted, places, self.mask).gather(1, places).mean()
+        commonest = (self.counts.max() / self.counts.sum()).item()
+        self.log.append({
+            "step": self.step, "tokens": self.step * o.batch_size * o.seq_len, **means,
+            "held_out_loss": loss, "held_out_accuracy": accuracy,
+            "on_plateau": int(loss > self.floor - PLATEAU and all(line["on_plateau"] for line in past)),
+            "masked_entropy": entropy.item(), "commonest_share": commonest,
+            "distinct_ids": self.distinct.item() / (self.step - (past[-1]["step"] if past else 0)),
+            "lr": self.lr(), "seconds": round(self.seconds, 2), "tokens_per_second": round(speed),
+        })  # fmt: skip
+        line, best = self.log[-1], min(line["held_out_loss"] for line in self.log)
+        if self.rank == 0:
+            where = "on the plateau" if line["on_plateau"] else f"{self.floor - loss:.2f} below the floor"
+            tqdm.write(
+                f"step {self.step:>6,} | held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f} | masked tokens: "
+                f"loss {means['loss']:.3f}, entropy {entropy:.2f}, {line['distinct_ids']:.0f} ids a step, "
+                f"commonest {commonest:.1%}"
+            )
+            times = commonest / self.unigram.max().item()
+            if loss > best + 0.3 or times > 2.5:
+                tqdm.write(
+                    f"WARNING: the masks may be collapsing (held-out loss {loss - best:.2f} above its best; commonest "
+                    f"masked token {times:.1f} times as frequent as in the text): try --reading blank, "
+                    f"--select sample or --random-share 0.5"
+                )
+            self.save()
+        self.forget()
+
+    def save(self):
+        """Write checkpoint.pt (the one before becomes checkpoint.previous.pt), the model folder and log.csv."""
+        out, table = Path(self.o.out), io.StringIO()
+        names = ("step", "seconds", "log", "sums", "counts", "distinct")
+        state = {name: getattr(self, name) for name in names} | {
+            "options": asdict(self.o),
+            "key": self.facts["key"],
+        }
+        state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if (out / "checkpoint.pt").exists():
+            os.replace(out / "checkpoint.pt", out / "checkpoint.previous.pt")
+        bert.atomic_write(out / "checkpoint.pt", lambda file: torch.save(state, file))
+        self.model.save_pretrained(out, self.tokenizer)
+        writer = csv.DictWriter(table, self.log[0] if self.log else ["step"])
+        writer.writeheader()
+        writer.writerows(self.log)
+        bert.atomic_write(out / "log.csv", lambda file: file.write(table.getvalue().encode()))
+
+    def load(self, state: dict):
+        """Take up the run where a checkpoint left it."""
+        if state["key"] != self.facts["key"]:
+            raise ValueError("the text is not the one this run began with: put it back, or start anew")
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        self.sums, self.counts, self.distinct = (
+            state[n].to(self.device) for n in ("sums", "counts", "distinct")
+        )
+
+    def run(self):
+        """Train to --steps. Ctrl-C finishes the step and saves (under torchrun the last evaluation's save counts)."""
+        o, first, stop = self.o, self.step, []
+        if self.world == 1:
+            signal.signal(signal.SIGINT, lambda *_: stop.append(True))
+            signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+        peak = next((flops for card, flops in PEAK_FLOPS.items() if card in hardware_name(self.device)), None)
+        bar = tqdm(total=o.steps, initial=first, disable=True if self.rank else None, unit=" steps")
+        mark, marked = time.time(), first
+        while self.step < o.steps and not stop:
+            self.update()
+            bar.update()
+            evaluates = self.step % o.eval_every == 0 or self.step == o.steps
+            if evaluates or stop or self.step % 20 == 0:
+                shown = {name: f"{value:.3f}" for name, value in self.means().items()}  # waits for the device
+                seconds = time.time() - mark
+                speed = (self.step - marked) * o.batch_size * o.seq_len / seconds
+                shown |= {"lr": f"{self.lr():.1e}", "tokens/s": f"{speed:,.0f}"}
+                if peak:
+                    shown["mfu"] = f"{flops_per_token(self.model.config, o) * speed / peak / self.world:.0%}"
+                bar.set_postfix(shown)
+                if (
+                    evaluates or stop or self.step == first + 20
+                ):  # the first steps warm up: not part of a speed
+                    self.seconds += seconds
+                    if evaluates:
+                        self.report(speed)
+                    mark, marked = time.time(), self.step
+        bar.close()
+        if stop:
+            self.save()
+            raise KeyboardInterrupt
+
+    def guess(self, sentence: str) -> str:
+        """The sentence with the model's three best words in its blank."""
+        ids = torch.tensor([self.tokenizer.encode(sentence).ids], device=self.device)
+        with masking.evaluating(self.model):
+            best = self.model(ids, positions=ids == self.mask).topk(3).indices[0].tolist()
+        return sentence.replace("[MASK]", "[" + " | ".join(map(self.tokenizer.id_to_token, best)) + "]")
+
+
+# ---- start and end ----
+
+
+def hardware_name(device: torch.device) -> str:
+    """The name of the GPU or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
+def describe(run: Pretraining, command: str):
+    """Print what a run is before it starts, and write it to args.json."""
+    o, model, facts = run.o, run.model, run.facts
+    embeddings = sum(p.numel() for p in model.bert.embeddings.parameters())
+    encoder, total = (sum(p.numel() for p in m.parameters()) for m in (model.bert.encoder, model))
+    masks = f"{o.masking}, {run.places} of {o.seq_len - 2} tokens a row"
+    if o.masking != "random":
+        first = as_steps(o.entropy_warmup, o.steps)
+        masks += f", rule {o.select} on {o.reading} entropy (random for the first {first:,} steps)"
+    tokens, rows = o.batch_size * o.seq_len, o.steps * o.batch_size
+    print(
+        f"""\
+model   {o.from_ or o.size}: {total:,} parameters (embeddings {embeddings:,}, encoder {encoder:,}, head {total - embeddings - encoder:,})
+text    {", ".join(o.corpus) or "documentation on this machine"}: {facts["characters"] / 1e6:.1f} million characters,
+        {facts["documents"]:,} documents; {facts["duplicates"]:,} of {facts["paragraphs"]:,} paragraphs are duplicates, left out
+tokens  {len(run.train_ids):,} to train on, {len(run.held_out_ids):,} held out; {len(run.vocab):,} word pieces
+steps   {o.steps:,} of {o.batch_size} x {o.seq_len} = {tokens:,} tokens: {rows / run.rows:.1f} times the text
+masks   {masks}, {o.corruption}
+device  {hardware_name(run.device)} ({run.device.type}), {str(run.dtype)[6:]}, {run.world} process(es), \
+{flops_per_token(model.config, o) / 1e6:.1f} MFLOP a token
+floor   {run.floor:.3f} nats, the held-out loss of knowing word frequencies alone;
+        a run has left this unigram plateau when it is below {run.floor - PLATEAU:.3f}""",
+        flush=True,
+    )
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    record = {
+        "command": command,
+        "options": asdict(o),
+        "versions": versions,
+        "git_commit": git.stdout.strip(),
+    }
+    record |= {
+        "hardware": hardware_name(run.device),
+        "cpus": os.cpu_count(),
+        "text": facts,
+        "unigram_floor": run.floor,
+    }
+    bert.write_json(Path(o.out) / "args.json", record)
+
+
+def conclude(run: Pretraining):
+    """Print what a run found, and what to type next."""
+    best = min(run.log, key=lambda line: line["held_out_loss"])
+    left = next((line for line in run.log if not line["on_plateau"]), None)
+    print(f"best    held-out loss {best['held_out_loss']:.3f}, accuracy {best['held_out_accuracy']:.3f} at step "
+          f"{best['step']:,}: {run.floor - best['held_out_loss']:.2f} nats below the unigram floor")  # fmt: skip
+    print(
+        "plateau "
+        + (f"left by step {left['step']:,}, after {left['seconds']:.0f} s" if left else "never left")
+    )
+    print("guesses " + "\n        ".join(run.guess(sentence) for sentence in SENTENCES))
+    print(
+        f"files   {run.o.out}: config.json, pytorch_model.bin, tokenizer, log.csv, args.json, checkpoint.pt"
+    )
+    print(f'next    python masking.py --model {run.o.out} --text "The cat sat on the mat, for it was tired."')
+
+
+def read_checkpoint(out: Path) -> dict:
+    """The newest checkpoint of a folder that can be read; a damaged one is named. Raises ValueError if none can."""
+    for path in (out / "checkpoint.pt", out / "checkpoint.previous.pt"):
+        if path.exists():
+            try:
+                with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
+                    if archive.testzip():
+                        raise ValueError("wrong checksum")
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:
+                print(
+                    f"{path} is damaged ({type(error).__name__}); trying the one before it", file=sys.stderr
+                )
+    raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
+
+
+def launch(kind, run_kind, description, argv=None):
+    """The command line of train.py and distill.py: options, a new or a resumed run, its end, clear errors."""
+    given, program, run = parse_options(kind, description, argv), Path(sys.argv[0]).name, None
+    out, state = Path(given.get("out", kind().out)), None
+    try:
+        if given.get("resume"):
+            state = read_checkpoint(out)
+            for name in set(given) - {"out", "resume", "cache", "device"}:
+                if given[name] != state["options"][name]:
+                    raise ValueError(
+                        f"{out} was made with --{name} {state['options'][name]}, not {given[name]}"
+                    )
+        elif (out / "checkpoint.pt").exists() or (out / "checkpoint.previous.pt").exists():
+            raise ValueError(
+                f"{out} holds a run already: add --resume to go on with it, or choose another --out"
+            )
+        o = kind(**{**(state["options"] if state else {}), **given})
+        check_options(o, {} if state else given, int(os.environ.get("WORLD_SIZE", 1)))
+        out.mkdir(parents=True, exist_ok=True)
+        run = run_kind(o)
+        if state:
+            run.load(state)
+        if run.rank == 0:
+            describe(run, " ".join(sys.argv))
+        run.run()
+        if run.rank == 0:
+            conclude(run)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{program}: {error}")
+    except KeyboardInterrupt:
+        kept = (
+            f"python {program} --resume --out {out} goes on from step {run.step}"
+            if run
+            else "nothing was saved"
+        )
+        sys.exit(f"{program}: interrupted; {kept}")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    launch(Options, Pretraining, __doc__.splitlines()[0])
