@@ -15,7 +15,9 @@ Shapes in the comments: B sequences, T tokens each, V words in the vocabulary, k
 
 import argparse
 import html
+import math
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from functools import lru_cache
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from model import SPECIAL_TOKENS, BertForMaskedLM, load_tokenizer
+from model import BertForMaskedLM, atomic_write, load_tokenizer
 
 IGNORE = -100  # label of a position that has no loss
 SCHEMES = {
@@ -98,29 +100,6 @@ def blank_entropy(
         hidden = hidden.gather(1, candidates[..., None].expand(-1, -1, hidden.shape[-1]))
         entropy = _entropy_of(model, hidden.flatten(0, 1), chunk).view(candidates.shape)
         return torch.zeros(input_ids.shape, device=input_ids.device).scatter(1, candidates, entropy)
-
-
-def blank_entropy_everywhere(
-    model: BertForMaskedLM,
-    input_ids,
-    eligible,
-    mask_ratio,
-    mask_token_id: int,
-    attention_mask=None,
-    generator=None,
-):
-    """Blank entropy of every eligible position: [B, T], nats, 0 elsewhere.
-
-    The positions are split at random into ceil(1 / mask_ratio) groups, and one group at a time is hidden, so that
-    each blank is read with about as many others around it as in training. Affordable once, for a frozen teacher.
-    """
-    groups = -int(-1 // mask_ratio)
-    noise = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
-    group = noise.masked_fill(~eligible, 2).argsort(-1).argsort(-1) % groups  # equal sizes among the eligible
-    entropy = torch.zeros(input_ids.shape, device=input_ids.device)
-    for g in range(groups):
-        entropy += blank_entropy(model, input_ids, eligible & (group == g), mask_token_id, attention_mask)
-    return entropy
 
 
 # ---- which positions? ----
@@ -326,3 +305,119 @@ def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme=
         other += other >= token_id
     corrupted = torch.where(u < masked_below, mask_token_id, torch.where(u < random_below, other, input_ids))
     return torch.where(selected, corrupted, input_ids), input_ids.masked_fill(~selected, IGNORE)
+
+
+# ---- what it looks like: python masking.py --model FOLDER --text "..." ----
+
+SHADES = (231, 230, 229, 228, 222, 216, 210, 203, 196)  # of the 256 terminal colours, white to red
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
+    """Tokens of a text, their entropies (nats; each hidden alone in the `blank` reading), and each rule's choice.
+
+    Returns (list of n tokens without [CLS] and [SEP], list of n entropies, {rule: list of n bools}).
+    """
+    encoding = tokenizer.encode(text)
+    if len(encoding.ids) > model.config.max_position_embeddings:
+        print(
+            f"the text is cut to the model's {model.config.max_position_embeddings} tokens", file=sys.stderr
+        )
+        encoding.truncate(model.config.max_position_embeddings)
+    ids = torch.tensor([encoding.ids])
+    eligible = eligible_positions(ids, [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")])
+    if not eligible.any():
+        raise ValueError("the text holds no token to mask")
+    if reading == "visible":
+        entropy = sequence_entropy(model, ids)
+    else:
+        alone = torch.eye(ids.shape[1], dtype=torch.bool)  # row i hides token i
+        rows = zip(ids.expand_as(alone).split(64), alone.split(64), strict=True)
+        parts = [blank_entropy(model, some, hidden, tokenizer.token_to_id("[MASK]")) for some, hidden in rows]
+        entropy = torch.cat(parts).diagonal()[None]
+    picks = {r: select_positions(r, eligible, mask_ratio, entropy, generator=generator) for r in RULES}
+    keep = eligible[0]
+    tokens = [token for token, kept in zip(encoding.tokens, keep.tolist(), strict=True) if kept]
+    return tokens, entropy[0, keep].tolist(), {rule: pick[0, keep].tolist() for rule, pick in picks.items()}
+
+
+def as_text(tokens, entropies, picks, highest, colour: bool) -> str:
+    """The picture for a terminal: tokens, nats and bars beneath each other, then a line a rule."""
+    width, lines = max(40, shutil.get_terminal_size().columns - 1), [([], [], [])]
+    used = 0
+    for token, nats in zip(tokens, entropies, strict=True):
+        cell, shade = max(len(token), 4), round(nats / highest * (len(SHADES) - 1))
+        if used + cell + 1 > width:
+            lines.append(([], [], []))
+            used = 0
+        used += cell + 1
+        shown = f"{token:<{cell}}"
+        parts = (f"\033[30;48;5;{SHADES[shade]}m{shown}\033[0m" if colour else shown, f"{nats:<{cell}.1f}")
+        for line, part in zip(lines[-1], (*parts, f"{BARS[shade] * cell}"), strict=True):
+            line.append(part)
+    rows = [" ".join(row) for block in lines for row in block[: 2 if colour else 3]]
+    for rule, pick in picks.items():
+        hidden = (("_" * len(t) if chosen else t) for t, chosen in zip(tokens, pick, strict=True))
+        rows.append(f"{rule:>7}: {' '.join(hidden)}")
+    return "\n".join(rows)
+
+
+def as_html(tokens, entropies, picks, highest, title: str) -> str:
+    """The same as one self-contained page."""
+    spans = []
+    for token, nats in zip(tokens, entropies, strict=True):
+        colour = f"hsl({60 - 60 * nats / highest:.0f} 100% {97 - 37 * nats / highest:.0f}%)"
+        spans.append(
+            f'<span style="background:{colour}">{html.escape(token)}<small>{nats:.1f}</small></span>'
+        )
+    rows = []
+    for rule, pick in picks.items():
+        words = (
+            f"<b>{html.escape(t)}</b>" if p else html.escape(t) for t, p in zip(tokens, pick, strict=True)
+        )
+        rows.append(f"<tr><th>{rule}</th><td>{' '.join(words)}</td></tr>")
+    style = """body{font:20px/1.9 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
+span{display:inline-block;padding:0 .3em;margin:.1em;border-radius:.3em;text-align:center}
+small{display:block;font-size:.6em;line-height:1;color:#444;padding-bottom:.3em}
+th{text-align:right;padding-right:1em;vertical-align:top}b{background:#222;color:#fff;padding:0 .2em}"""
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Entropy</title><style>{style}</style>
+<p>{html.escape(title)}</p><p>{"".join(spans)}</p><p>What each rule masks:</p><table>{"".join(rows)}</table></html>
+"""
+
+
+def main(argv=None):
+    """Show how unsure a checkpoint is of each token of a text, and what each rule would mask."""
+    parser = argparse.ArgumentParser(
+        description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="FOLDER", help="checkpoint folder, ours or Hugging Face's"
+    )
+    parser.add_argument("--text", required=True, help="what to read")
+    parser.add_argument(
+        "--reading", default="blank", choices=["blank", "visible"], help="tokens hidden, or seen"
+    )
+    parser.add_argument("--mask-ratio", default=0.15, type=float, help="share of the tokens each rule masks")
+    parser.add_argument("--seed", default=0, type=int, help="of the rules that draw")
+    parser.add_argument("--html", default="", metavar="FILE", help="write a page as well")
+    options = parser.parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
+    try:
+        model, tokenizer = BertForMaskedLM.from_pretrained(options.model), load_tokenizer(options.model)
+        random = torch.Generator().manual_seed(options.seed)
+        picture = read_sentence(model, tokenizer, options.text, options.reading, options.mask_ratio, random)
+        highest = max(math.log(model.config.vocab_size) / 1.2, *picture[1])
+        title = f"Entropy in nats ({options.reading} reading) of each token, from 0 to log V = {math.log(model.config.vocab_size):.1f}"
+        print(title)
+        print(as_text(*picture, highest, sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
+        if options.html:
+            page = as_html(*picture, highest, title)
+            atomic_write(Path(options.html), lambda file: file.write(page.encode()))
+            print(f"written to {options.html}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"masking.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,17 +46,14 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
     num_labels: int = 2  # outputs of the classifier
-    fast_attention: bool = (
-        True  # F.scaled_dot_product_attention; False: the equation, step by step. Not saved.
-    )
+    fast_attention: bool = True  # F.scaled_dot_product_attention, or the equation by hand; not saved
 
     def __post_init__(self):
-        if self.hidden_size % self.num_attention_heads:
+        if self.hidden_size % (2 * self.num_attention_heads) or self.hidden_act not in ACTIVATIONS:
             raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of {self.num_attention_heads} heads"
+                f"hidden_size {self.hidden_size} with {self.num_attention_heads} heads, or hidden_act "
+                f"{self.hidden_act!r} (known: {', '.join(ACTIVATIONS)}), cannot be built"
             )
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
 
     @classmethod
     def preset(cls, size: str, **changes) -> "BertConfig":
@@ -63,25 +61,23 @@ class BertConfig:
         if size not in SIZES:
             raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
         layers, width = SIZES[size]
-        sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64}
-        return cls(**{**sizes, "intermediate_size": 4 * width, **changes})
+        sizes = (width, layers, width // 64, 4 * width)
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        return cls(**{**dict(zip(names, sizes, strict=True)), **changes})
 
     @classmethod
     def from_folder(cls, folder, **changes) -> "BertConfig":
         """Read config.json as `transformers` writes it. Raises ValueError where it is no BERT we can build."""
         path = Path(folder) / "config.json"
         raw = read_json(path)
-        fixed = {"model_type": "bert", "position_embedding_type": "absolute", "tie_word_embeddings": True}
-        for name, value in {**fixed, "is_decoder": False}.items():
+        only = {"model_type": "bert", "position_embedding_type": "absolute", "tie_word_embeddings": True}
+        for name, value in {**only, "is_decoder": False}.items():
             if raw.get(name, value) != value:
                 raise ValueError(f"{path}: {name} is {raw[name]!r}; only {value!r} is built here")
         if isinstance(raw.get("id2label"), dict):  # Hugging Face writes the number of labels as this table
             raw["num_labels"] = len(raw["id2label"])
         names = {f.name for f in fields(cls)} - {"fast_attention"}
-        try:
-            return cls(**{**{name: raw[name] for name in names & set(raw)}, **changes})
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise ValueError(f"{path} describes no model that can be built: {error}") from None
+        return cls(**{**{name: raw[name] for name in names & set(raw)}, **changes})
 
 
 # ---- encoder ----
@@ -178,6 +174,10 @@ class BertEmbeddings(nn.Module):
 class Pretrained(nn.Module):
     """Reading and writing a checkpoint folder: config.json, the weights, and the tokenizer's files."""
 
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.config = config
+
     def save_pretrained(self, folder, tokenizer: Tokenizer | None = None):
         """Write the model, and the tokenizer if given, so that `transformers` opens the folder as it is.
 
@@ -187,13 +187,15 @@ class Pretrained(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "model.safetensors").exists():
             raise OSError(
-                f"{folder} holds a model.safetensors, which would be read instead: use another folder"
+                f"{folder} holds a model.safetensors, which would be read instead; use another folder"
             )
-        config = asdict(self.config)
-        del config["fast_attention"]
-        labels = {str(i): f"LABEL_{i}" for i in range(config.pop("num_labels"))}
-        config |= {"model_type": "bert", "architectures": [type(self).__name__], "id2label": labels}
-        config |= {"label2id": {name: int(i) for i, name in labels.items()}}
+        labels = [f"LABEL_{i}" for i in range(self.config.num_labels)]
+        config = {"model_type": "bert", "architectures": [type(self).__name__], **asdict(self.config)}
+        config |= {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: i for i, name in enumerate(labels)},
+        }
+        del config["fast_attention"], config["num_labels"]
         weights = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
         atomic_write(folder / "pytorch_model.bin", lambda file: torch.save(weights, file))
         write_json(folder / "config.json", config)
@@ -208,27 +210,26 @@ class Pretrained(nn.Module):
         in `model.newly_initialised`; heads this class lacks are left out. Raises ValueError where config or
         weights are damaged or do not fit, or where a masked-LM head is wanted and missing.
         """
-        model = cls(BertConfig.from_folder(folder, **changes))
-        weights = read_weights(folder)
-        if isinstance(model, BertModel):
+        try:
+            model = cls(BertConfig.from_folder(folder, **changes))
+        except (TypeError, ZeroDivisionError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{folder}/config.json describes no model: {error}") from None
+        weights, wanted = read_weights(folder), model.state_dict()
+        if cls is BertModel:
             weights = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
-        wanted = model.state_dict()
-        classifier = weights.get("classifier.weight")
-        if classifier is not None and "num_labels" in changes and len(classifier) != model.config.num_labels:
+        if "num_labels" in changes and len(weights.get("classifier.bias", ())) != changes["num_labels"]:
             weights = {name: t for name, t in weights.items() if not name.startswith("classifier.")}
-        for name in set(wanted) & set(weights):
-            if wanted[name].shape != weights[name].shape:
-                has, asks = tuple(weights[name].shape), tuple(wanted[name].shape)
-                raise ValueError(f"{folder}: {name} has shape {has}, its config.json asks for {asks}")
+        weights = {name: tensor for name, tensor in weights.items() if name in wanted}
+        for name, tensor in weights.items():
+            if tensor.shape != wanted[name].shape:
+                sizes = f"{tuple(tensor.shape)}, config.json asks for {tuple(wanted[name].shape)}"
+                raise ValueError(f"{folder}: {name} has the shape {sizes}")
         model.newly_initialised = sorted(set(wanted) - set(weights))
-        optional = ("bert.pooler.", "pooler.", "classifier.")
-        missing = [name for name in model.newly_initialised if not name.startswith(optional)]
-        if missing:
-            what = "masked-LM head" if all(n.startswith("cls.") for n in missing) else "complete encoder"
-            raise ValueError(
-                f"{folder} holds no {what}: {missing[0]} and {len(missing) - 1} others are missing"
-            )
-        model.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+        for name in model.newly_initialised:
+            if not name.startswith(("bert.pooler.", "pooler.", "classifier.")):
+                what = "masked-LM head" if name.startswith("cls.") else "complete encoder"
+                raise ValueError(f"{folder} holds no {what}: {name} is missing")
+        model.load_state_dict(weights, strict=False)
         return model.eval()
 
 
@@ -236,8 +237,7 @@ class BertModel(Pretrained):
     """Token ids in, one vector a token out."""
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.embeddings = BertEmbeddings(config)
         layers = [BertLayer(config) for _ in range(config.num_hidden_layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
@@ -285,8 +285,7 @@ class BertForMaskedLM(Pretrained):
     """The encoder with the head that guesses hidden words: what pretraining trains."""
 
     def __init__(self, config: BertConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
         self.cls = nn.ModuleDict({"predictions": MaskedLMHead(config, self.bert.embeddings.word_embeddings)})
         init_normal(self.cls, config.initializer_range)
@@ -310,8 +309,7 @@ class BertForSequenceClassification(Pretrained):
     """The encoder with a linear layer on the pooled [CLS] vector: what fine-tuning trains."""
 
     def __init__(self, config: BertConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.bert = BertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
@@ -323,15 +321,6 @@ class BertForSequenceClassification(Pretrained):
 
 
 # ---- initial weights ----
-
-
-def set_dropout(model: nn.Module, p: float):
-    """Set the probability of every dropout in a model. In place."""
-    for part in model.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = p
-        if isinstance(part, SelfAttention):
-            part.dropout = p
 
 
 def init_normal(module: nn.Module, std: float, generator: torch.Generator | None = None):
@@ -387,12 +376,11 @@ def atomic_write(path: Path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        reason = getattr(error, "strerror", None) or "is the disk full?"
+        raise OSError(f"cannot write {path} ({reason}); what was saved before is untouched") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, (OSError, RuntimeError)):  # torch.save reports a full disk as RuntimeError
-            reason = getattr(error, "strerror", None) or "is the disk full?"
-            raise OSError(f"cannot write {path} ({reason}); what was saved before is untouched") from error
-        raise
 
 
 def write_json(path: Path, value):
@@ -402,18 +390,15 @@ def write_json(path: Path, value):
 
 def read_json(path) -> dict:
     """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the folder of a saved model")
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path} does not exist; give the folder of a saved model") from None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object; the file is damaged, get or write it again")
-    return value
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path} is not a JSON object: it is damaged, get or write it again") from None
 
 
-def read_safetensors(path) -> dict[str, torch.Tensor]:
+def read_safetensors(path, map_location=None) -> dict[str, torch.Tensor]:
     """The format: 8 bytes length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw bytes."""
     kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     kinds |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
@@ -429,37 +414,31 @@ def read_safetensors(path) -> dict[str, torch.Tensor]:
 
 
 def read_weights(folder) -> dict[str, torch.Tensor]:
-    """The tensors of a folder under their current names, float32, encoder names starting with "bert."."""
-    folder = Path(folder)
-    paths = [folder / "model.safetensors", folder / "pytorch_model.bin"]
-    path = next((p for p in paths if p.is_file()), None)
+    """The tensors of a folder, float32, under today's names; those of the encoder start with "bert."."""
+    paths = [Path(folder) / name for name in ("model.safetensors", "pytorch_model.bin")]
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise FileNotFoundError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
     try:
-        if path.suffix == ".safetensors":
-            weights = read_safetensors(path)
-        else:  # weights_only: tensors alone are unpickled, no code of a stranger runs
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        weights = {name: tensor.float() for name, tensor in weights.items() if tensor.is_floating_point()}
+        # weights_only: nothing but tensors is unpickled, so that no code of a stranger runs
+        load = read_safetensors if path.suffix == ".safetensors" else partial(torch.load, weights_only=True)
+        weights = {}
+        for name, tensor in load(path, map_location="cpu").items():
+            # checkpoints of 2018 call LayerNorm's parameters gamma and beta; bare encoders have no prefix
+            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+                "LayerNorm.beta", "LayerNorm.bias"
+            )
+            bare = name.startswith(("embeddings.", "encoder.", "pooler."))
+            weights["bert." + name if bare else name] = tensor.float()
     except Exception as error:
         raise ValueError(
-            f"{path} is damaged or not a weights file: {type(error).__name__}; get it again"
+            f"{path} is damaged or holds no weights ({type(error).__name__}): get it again"
         ) from None
-    renamed = {}
-    for name, tensor in weights.items():  # checkpoints of 2018 call LayerNorm's parameters gamma and beta
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        bare = name.startswith(("embeddings.", "encoder.", "pooler."))
-        renamed["bert." + name if bare else name] = tensor
-    head = "cls.predictions."
-    for one, other in (
-        ("decoder.bias", "bias"),
-        ("bias", "decoder.bias"),
-    ):  # tied: a file may hold one of them
-        if head + one not in renamed and head + other in renamed:
-            renamed[head + one] = renamed[head + other]
-    if head + "bias" in renamed and "bert.embeddings.word_embeddings.weight" in renamed:
-        renamed[head + "decoder.weight"] = renamed["bert.embeddings.word_embeddings.weight"]
-    return renamed
+    head, words = "cls.predictions.", "bert.embeddings.word_embeddings.weight"
+    bias = weights.get(head + "bias", weights.get(head + "decoder.bias"))
+    if bias is not None and words in weights:  # tied: a file may hold each of them once or twice
+        weights |= {head + "bias": bias, head + "decoder.bias": bias, head + "decoder.weight": weights[words]}
+    return weights
 
 
 def load_tokenizer(path) -> Tokenizer:
@@ -473,20 +452,23 @@ def load_tokenizer(path) -> Tokenizer:
     file = next((path / name for name in names if (path / name).is_file()), path)
     if not file.is_file():
         raise FileNotFoundError(f"{path} is no vocabulary file and no folder with {' or '.join(names)}")
+    tokenizer = None
     try:
         if file.suffix == ".json":
             tokenizer = Tokenizer.from_file(str(file))
             tokenizer.no_padding()
             tokenizer.no_truncation()
+            vocab = tokenizer.get_vocab()
         else:
-            settings = file.parent / "tokenizer_config.json"
-            lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
             pieces = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
             vocab = {piece.rstrip("\r"): i for i, piece in enumerate(pieces)}
+        lacks = [token for token in SPECIAL_TOKENS if token not in vocab]
+        if not (tokenizer or lacks):
+            settings = file.parent / "tokenizer_config.json"
+            lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
             tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(vocab, lowercase=bool(lowercase)).to_str())
     except Exception:  # the tokenizers library raises bare Exceptions
-        raise ValueError(f"{file} is damaged or not a BERT vocabulary; get or write it again") from None
-    lacks = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+        raise ValueError(f"{file} is damaged or no BERT vocabulary: get or write it again") from None
     if lacks:
         raise ValueError(f"{file} lacks {' '.join(lacks)}; a BERT vocabulary has {' '.join(SPECIAL_TOKENS)}")
     return tokenizer

@@ -43,12 +43,9 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "409
 HELD_OUT = 0.02  # share of the documents
 EXAM_ROWS, EXAM_RATIO = 512, 0.15  # the shared held-out exam, whatever ratio a run trains with
 PLATEAU = 0.3  # nats below the unigram floor at which a run has left the plateau
-SENTENCES = (
-    "The capital of France [MASK] Paris.",
-    "The function [MASK] a list of strings.",
-    "It was one of the [MASK] in the world.",
-)
+SENTENCES = ("The capital of France [MASK] Paris.", "The function [MASK] a list.", "It is one of the [MASK].")
 
+# ---- options ----
 # ---- options ----
 
 
@@ -81,7 +78,7 @@ class Options:
     masking: str = option("self", "whose entropy chooses the masks", choices=["random", "self", "teacher"])
     reading: str = option("blank", "entropy of tokens as seen, or hidden", choices=["visible", "blank"])
     candidates: float = option(2.0, "blanks tried per mask in the blank reading")
-    select: str = option("high", "rule that picks the masks by entropy", choices=list(RULES))
+    select: str = option("sample", "rule that picks the masks by entropy", choices=list(RULES))
     select_temperature: float = option(1.0, "tau of --select sample")
     mask_ratio: float = option(0.15, "share of the tokens that is masked")
     random_share: float = option(0.0, "part of the masks drawn at random instead")
@@ -145,8 +142,7 @@ def check_options(o: Options, given: dict, world: int = 1):
         "random_share": (0, 1),
         "dropout": (0, 0.9),
     }
-    limits |= {"lr": (1e-12, 1e3), "select_temperature": (1e-3, np.inf)}
-    for name, (least, most) in limits.items():
+    for name, (least, most) in {**limits, "lr": (1e-12, 1e3), "select_temperature": (1e-3, np.inf)}.items():
         if not least <= getattr(o, name) <= most:
             raise ValueError(
                 f"--{name.replace('_', '-')} {getattr(o, name)} is not between {least} and {most}"
@@ -178,16 +174,17 @@ def builtin_corpus(cache) -> Path:
         if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(source.relative_to(root).parts):
             continue
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 tree = ast.parse(source.read_text(encoding="utf-8", errors="replace"))
         except (SyntaxError, ValueError, RecursionError, OSError):
             continue  # a template or a test of the parser: no documentation either
         constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
         strings = [text for text in constants if isinstance(text, str) and len(text) > 40]
-        blocks = [block.split() for text in strings for block in re.split(r"\n\s*\n|>>>.*|.*::", text)]
-        prose = [
-            " ".join(b) for b in blocks if len(b) >= 6 and len(word.findall(" ".join(b))) >= 0.7 * len(b)
-        ]
+        blocks = [block.split() for text in strings for block in re.split(r"\n\s*\n", text)]
+        blocks = [block for block in blocks if len(block) >= 6 and ">>>" not in block]
+        prose = [" ".join(block) for block in blocks]
+        prose = [text for text in prose if len(word.findall(text)) >= 0.7 * len(text.split())]
         documents.append("\n".join(prose) + "\n\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     bert.atomic_write(path, lambda file: file.write("".join(documents).encode("utf-8", "replace")))
@@ -291,9 +288,10 @@ def prepare_text(o: Options, rank: int = 0):
         dist.barrier()
     train, held_out = (np.fromfile(folder / f"{side}.ids", np.int32) for side in ("train", "held_out"))
     body = o.seq_len - 2
-    if len(held_out) < body:  # few documents: the end of the text is held out instead
-        cut = max(0, len(train) - max(body, int(HELD_OUT * len(train))))
-        train, held_out = train[:cut], train[cut:]
+    if min(len(train), len(held_out)) < body:  # few documents: the end of the text is held out instead
+        everything = np.concatenate((train, held_out))
+        cut = max(0, len(everything) - max(body, int(HELD_OUT * len(everything))))
+        train, held_out = everything[:cut], everything[cut:]
     train = train[: o.max_tokens or None]
     if len(train) < body:
         raise ValueError(f"{paths[0]}: {len(train)} tokens are too few to train on rows of {o.seq_len}")
@@ -403,8 +401,10 @@ class Pretraining:
         self.o, self.step, self.seconds, self.log = o, 0, 0.0, []
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.dtype = pick_hardware(o.device, o.dtype)
+        on_gpu = self.device.type == "cuda"
+        self.hardware = torch.cuda.get_device_name(self.device) if on_gpu else platform.machine()
         if self.world > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if on_gpu else "gloo")
         self.tokenizer, self.train_ids, self.held_out_ids, self.facts = prepare_text(o, self.rank)
         self.rows = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
@@ -412,14 +412,12 @@ class Pretraining:
         self.special = [self.vocab[token] for token in bert.SPECIAL_TOKENS]
         pieces = sorted(self.vocab, key=self.vocab.get)
         self.continues = torch.tensor([piece.startswith("##") for piece in pieces], device=self.device)
-        counts = torch.from_numpy(
-            np.bincount(self.train_ids, minlength=len(pieces)) + 1.0
-        )  # add-one smoothing
-        self.unigram = counts / counts.sum()
         self.places = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
+        counts = torch.from_numpy(np.bincount(self.train_ids, minlength=len(pieces)))
+        self.unigram = (counts + 1.0) / (counts + 1.0).sum()  # word frequencies, add-one smoothing
         self.exam = self.draw_exam()
         self.floor = -self.unigram.log()[self.exam[2]].mean().item()  # nats
-        self.model = self.make_model().to(self.device)
+        self.model = self.make_model().train().to(self.device)
         self.teacher = self.load_reference(o.teacher) if o.teacher else None
         self.optimizer = make_optimizer(self.model, o.lr)
         if o.compile:
@@ -428,29 +426,21 @@ class Pretraining:
 
     def make_model(self) -> bert.BertForMaskedLM:
         """The model at the start: fresh weights, or those of --from."""
-        o, longest = self.o, max(512, self.o.seq_len)
+        o, size = self.o, {"vocab_size": len(self.vocab), "max_position_embeddings": max(512, self.o.seq_len)}
+        dropout = {"hidden_dropout_prob": o.dropout, "attention_probs_dropout_prob": o.dropout}
         if o.from_:
-            model = bert.BertForMaskedLM.from_pretrained(o.from_)
-            if model.config.vocab_size != len(self.vocab) or model.config.max_position_embeddings < o.seq_len:
-                sizes = f"{model.config.vocab_size} word pieces and {model.config.max_position_embeddings} positions"
-                raise ValueError(
-                    f"{o.from_} has {sizes}: its tokenizer or --seq-len {o.seq_len} does not fit"
-                )
-        else:
-            config = bert.BertConfig.preset(
-                o.size, vocab_size=len(self.vocab), max_position_embeddings=longest
-            )
-            model, random = (
-                bert.BertForMaskedLM(config),
-                torch.Generator().manual_seed(stream(o.seed, "weights")),
-            )
-            bert.init_normal(model, config.initializer_range, random)
-            if o.init == "offset-heads":
-                bert.init_offset_heads(model.bert, random)
-                # Word frequencies are the first thing an MLM learns; they may as well be given.
-                model.cls["predictions"].bias.data.copy_(self.unigram.log())
-        bert.set_dropout(model, o.dropout)  # config.json keeps BERT's 0.1, which suits fine-tuning
-        return model.train()
+            model = bert.BertForMaskedLM.from_pretrained(o.from_, **dropout)
+            if model.config.vocab_size < len(self.vocab) or model.config.max_position_embeddings < o.seq_len:
+                raise ValueError(f"--seq-len {o.seq_len} or the tokenizer of {o.from_} is larger than its model")
+            return model
+        model = bert.BertForMaskedLM(bert.BertConfig.preset(o.size, **size, **dropout))
+        random = torch.Generator().manual_seed(stream(o.seed, "weights"))
+        bert.init_normal(model, model.config.initializer_range, random)
+        if o.init == "offset-heads":
+            bert.init_offset_heads(model.bert, random)
+            # Word frequencies are the first thing an MLM learns; they may as well be given.
+            model.cls["predictions"].bias.data.copy_(self.unigram.log())
+        return model
 
     def load_reference(self, folder) -> bert.BertForMaskedLM:
         """A frozen model with this run's vocabulary. Raises ValueError if it has another."""
@@ -482,14 +472,14 @@ class Pretraining:
         rows = len(self.held_out_ids) // (self.o.seq_len - 2)
         index = np.linspace(0, rows - 1, min(rows, EXAM_ROWS)).astype(int)
         ids = take_rows(self.held_out_ids, index, self.o.seq_len, self.cls, self.sep)
-        eligible, random = self.eligible(ids), torch.Generator().manual_seed(stream(0, "exam"))
-        selected = masking.select_positions("random", eligible, EXAM_RATIO, generator=random)
+        random = torch.Generator().manual_seed(stream(0, "exam"))
+        selected = masking.select_positions("random", self.eligible(ids), EXAM_RATIO, generator=random)
         places = masking.as_places(selected, masking.mask_budget(self.o.seq_len - 2, EXAM_RATIO))
         return ids.masked_fill(selected, self.mask), places, ids.gather(1, places)
 
     def eligible(self, ids):
         """bool [B, T]: the positions that may be masked."""
-        return (ids != self.cls) & (ids != self.sep)
+        return masking.eligible_positions(ids, [self.cls, self.sep])
 
     def examine(self, model) -> tuple[float, float]:
         """Held-out loss (nats a token) and accuracy of a model: the yardstick that all masking rules share."""
@@ -636,8 +626,9 @@ class Pretraining:
                     f"masked token {times:.1f} times as frequent as in the text): try --reading blank, "
                     f"--select sample or --random-share 0.5"
                 )
-            self.save()
         self.forget()
+        if self.rank == 0:
+            self.save()
 
     def save(self):
         """Write checkpoint.pt (the one before becomes checkpoint.previous.pt), the model folder and log.csv."""
@@ -674,7 +665,7 @@ class Pretraining:
         if self.world == 1:
             signal.signal(signal.SIGINT, lambda *_: stop.append(True))
             signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
-        peak = next((flops for card, flops in PEAK_FLOPS.items() if card in hardware_name(self.device)), None)
+        peak = next((flops for card, flops in PEAK_FLOPS.items() if card in self.hardware), None)
         bar = tqdm(total=o.steps, initial=first, disable=True if self.rank else None, unit=" steps")
         mark, marked = time.time(), first
         while self.step < o.steps and not stop:
@@ -712,52 +703,40 @@ class Pretraining:
 # ---- start and end ----
 
 
-def hardware_name(device: torch.device) -> str:
-    """The name of the GPU or of the processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-
-
-def describe(run: Pretraining, command: str):
+def describe(run: Pretraining):
     """Print what a run is before it starts, and write it to args.json."""
     o, model, facts = run.o, run.model, run.facts
-    embeddings = sum(p.numel() for p in model.bert.embeddings.parameters())
-    encoder, total = (sum(p.numel() for p in m.parameters()) for m in (model.bert.encoder, model))
-    masks = f"{o.masking}, {run.places} of {o.seq_len - 2} tokens a row"
-    if o.masking != "random":
-        first = as_steps(o.entropy_warmup, o.steps)
-        masks += f", rule {o.select} on {o.reading} entropy (random for the first {first:,} steps)"
-    tokens, rows = o.batch_size * o.seq_len, o.steps * o.batch_size
-    print(
-        f"""\
-model   {o.from_ or o.size}: {total:,} parameters (embeddings {embeddings:,}, encoder {encoder:,}, head {total - embeddings - encoder:,})
-text    {", ".join(o.corpus) or "documentation on this machine"}: {facts["characters"] / 1e6:.1f} million characters,
-        {facts["documents"]:,} documents; {facts["duplicates"]:,} of {facts["paragraphs"]:,} paragraphs are duplicates, left out
-tokens  {len(run.train_ids):,} to train on, {len(run.held_out_ids):,} held out; {len(run.vocab):,} word pieces
-steps   {o.steps:,} of {o.batch_size} x {o.seq_len} = {tokens:,} tokens: {rows / run.rows:.1f} times the text
-masks   {masks}, {o.corruption}
-device  {hardware_name(run.device)} ({run.device.type}), {str(run.dtype)[6:]}, {run.world} process(es), \
-{flops_per_token(model.config, o) / 1e6:.1f} MFLOP a token
-floor   {run.floor:.3f} nats, the held-out loss of knowing word frequencies alone;
-        a run has left this unigram plateau when it is below {run.floor - PLATEAU:.3f}""",
-        flush=True,
-    )
+    sizes = [
+        sum(p.numel() for p in part.parameters())
+        for part in (model, model.bert.embeddings, model.bert.encoder)
+    ]
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    hardware = {
+        "device": str(run.device),
+        "name": run.hardware,
+        "cpus": os.cpu_count(),
+        "processes": run.world,
+    }
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
     )
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    record = {
-        "command": command,
-        "options": asdict(o),
-        "versions": versions,
-        "git_commit": git.stdout.strip(),
-    }
-    record |= {
-        "hardware": hardware_name(run.device),
-        "cpus": os.cpu_count(),
-        "text": facts,
-        "unigram_floor": run.floor,
-    }
+    record = {"command": " ".join(sys.argv), "options": asdict(o), "versions": versions, "hardware": hardware}
+    record |= {"git_commit": git.stdout.strip(), "text": facts, "unigram_floor": run.floor}
     bert.write_json(Path(o.out) / "args.json", record)
+    masks = f"{o.masking}, {run.places} of {o.seq_len - 2} tokens a row, {o.corruption}"
+    if o.masking != "random":
+        masks += (
+            f", {o.select} of {o.reading} entropy after {as_steps(o.entropy_warmup, o.steps):,} random steps"
+        )
+    print(f"""\
+model   {o.from_ or o.size}: {sizes[0]:,} parameters (embeddings {sizes[1]:,}, encoder {sizes[2]:,})
+text    {", ".join(o.corpus) or "documentation on this machine"}: {facts["characters"] / 1e6:.1f} million characters;
+        {facts["duplicates"]:,} of {facts["paragraphs"]:,} paragraphs are duplicates and left out
+tokens  {len(run.train_ids):,} to train on, {len(run.held_out_ids):,} held out; {len(run.vocab):,} word pieces
+steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens: {o.steps * o.batch_size / run.rows:.1f} times the text
+masks   {masks}
+device  {run.hardware}, {str(run.dtype)[6:]}, {flops_per_token(model.config, o) / 1e6:.1f} MFLOP a token
+floor   {run.floor:.3f} nats: the held-out loss of word frequencies alone; the unigram plateau ends {PLATEAU} below""")
 
 
 def conclude(run: Pretraining):
@@ -803,7 +782,7 @@ def launch(kind, run_kind, description, argv=None):
             for name in set(given) - {"out", "resume", "cache", "device"}:
                 if given[name] != state["options"][name]:
                     raise ValueError(
-                        f"{out} was made with --{name} {state['options'][name]}, not {given[name]}"
+                        f"{out} was made with --{name.replace('_', '-')} {state['options'][name]}, not {given[name]}"
                     )
         elif (out / "checkpoint.pt").exists() or (out / "checkpoint.previous.pt").exists():
             raise ValueError(
@@ -816,10 +795,11 @@ def launch(kind, run_kind, description, argv=None):
         if state:
             run.load(state)
         if run.rank == 0:
-            describe(run, " ".join(sys.argv))
+            describe(run)
         run.run()
         if run.rank == 0:
             conclude(run)
+        return run
     except (OSError, ValueError) as error:
         sys.exit(f"{program}: {error}")
     except KeyboardInterrupt:

@@ -1,0 +1,61 @@
+"""What stands in place of a masked token: 80/10/10 with one draw, never a special token, nothing else touched."""
+
+import pytest
+import torch
+
+from masking import IGNORE, corrupt, eligible_positions
+
+SPECIAL, MASK, SIZE = [0, 1, 2, 3, 4], 4, 1000
+
+
+def corrupted(scheme="80-10-10", shape=(500, 200)):
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, SIZE, shape, generator=rng)
+    selected = torch.rand(shape, generator=rng) < 0.5
+    return ids, selected, *corrupt(ids, selected, MASK, SIZE, SPECIAL, scheme, rng)
+
+
+def test_80_10_10():
+    ids, selected, new, _ = corrupted()
+    ids, new = ids[selected], new[selected]
+    shares = [(new == MASK).float().mean(), ((new != MASK) & (new != ids)).float().mean(), (new == ids).float().mean()]
+    for name, share, expected in zip(("[MASK]", "random", "unchanged"), shares, (0.8, 0.1, 0.1), strict=True):
+        message = f"{share:.3f} of the tokens became {name}, expected {expected} (81% [MASK]: two draws instead of one?)"
+        assert abs(share - expected) < 0.005, message
+
+
+def test_100_0_0_hides_every_selected_token():
+    _, selected, new, _ = corrupted("100-0-0")
+    assert (new[selected] == MASK).all()
+
+
+def test_nothing_but_the_selected_positions_changes():
+    ids, selected, new, _ = corrupted()
+    assert torch.equal(new[~selected], ids[~selected]), "a position that was never selected was replaced"
+
+
+def test_labels_hold_the_original_where_selected_and_minus_100_elsewhere():
+    ids, selected, _, labels = corrupted()
+    assert torch.equal(labels[selected], ids[selected]) and (labels[~selected] == IGNORE).all()
+    assert IGNORE == -100
+
+
+def test_random_tokens_are_uniform_over_all_but_special_tokens():
+    ids = torch.full((400, 500), 7)
+    selected = torch.ones_like(ids, dtype=torch.bool)
+    special = [0, 3, 9, 19]
+    new, _ = corrupt(ids, selected, 3, 20, special, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(new[(new != 3) & (new != 7)], minlength=20)
+    assert counts[special].sum() == 0, "a random token was a special one"
+    others = [i for i in range(20) if i not in (*special, 7)]
+    assert (counts[others] / counts.sum() - 1 / len(others)).abs().max() < 0.01
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(ValueError, match="'90-5-5' is not one of 80-10-10, 100-0-0"):
+        corrupted("90-5-5")
+
+
+def test_special_tokens_are_not_eligible():
+    ids = torch.tensor([[2, 10, 1, 3, 0, 0]])
+    assert eligible_positions(ids, [2, 3, 0]).tolist() == [[False, True, True, False, False, False]]

@@ -1,0 +1,120 @@
+"""Entropy of a prediction: closed forms, float64, large logits; the two readings of it, without [B, T, V]."""
+
+import math
+
+import pytest
+import torch
+
+from masking import blank_entropy, prediction_entropy, sequence_entropy
+from model import BertConfig, BertForMaskedLM, init_normal
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    model = BertForMaskedLM(config)
+    init_normal(model, 0.5)  # large weights: predictions that differ from place to place
+    return model.train()
+
+
+def by_definition(logits):
+    """-sum p log p in float64."""
+    p = logits.double().softmax(-1)
+    return -torch.where(p > 0, p * p.log(), 0.0).sum(-1)
+
+
+@pytest.mark.parametrize("size", [2, 7, 30522])
+def test_uniform_prediction_has_entropy_log_v(size):
+    assert prediction_entropy(torch.full((3, size), 5.0)).tolist() == pytest.approx([math.log(size)] * 3, rel=1e-6)
+
+
+def test_certain_prediction_has_entropy_zero():
+    assert prediction_entropy(torch.tensor([[1000.0, 0.0, 0.0]])).item() == 0.0
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.01])
+def test_coin(p):
+    expected = -p * math.log(p) - (1 - p) * math.log(1 - p)
+    assert prediction_entropy(torch.tensor([math.log(p), math.log(1 - p)])).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 1e4])
+def test_equals_the_definition_in_float64(scale):
+    logits = torch.randn(4, 5, 100, generator=torch.Generator().manual_seed(0)) * scale
+    got = prediction_entropy(logits)
+    assert got.shape == (4, 5) and got.dtype == torch.float32
+    assert torch.allclose(got.double(), by_definition(logits), atol=1e-5), "expected -sum p log p"
+
+
+@pytest.mark.parametrize("shift", [1e4, -1e4, 3e38])
+def test_a_constant_added_to_all_logits_changes_nothing(shift):
+    logits = torch.tensor([0.0, 0.0, 0.0, 0.0]) + shift
+    assert prediction_entropy(logits).item() == pytest.approx(math.log(4), rel=1e-5), "overflow: subtract the maximum first"
+
+
+def test_impossible_words_add_nothing():
+    logits = torch.tensor([0.0, 0.0, -math.inf])
+    assert prediction_entropy(logits).item() == pytest.approx(math.log(2)), "0 * -inf must count as 0, not NaN"
+
+
+def test_bfloat16_logits_are_computed_in_float32():
+    logits = torch.randn(8, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.allclose(prediction_entropy(logits).double(), by_definition(logits), atol=1e-4)
+
+
+def test_visible_reading_is_the_entropy_of_the_models_output(model):
+    ids = torch.randint(5, 50, (3, 12))
+    mask = torch.ones_like(ids)
+    mask[1, 7:] = 0
+    got = sequence_entropy(model, ids, mask, chunk=5)
+    expected = by_definition(model.eval()(ids, mask))
+    assert torch.allclose(got.double(), expected, atol=1e-4)
+
+
+def test_blank_reading_hides_all_candidates_at_once(model):
+    ids, candidates = torch.randint(5, 50, (3, 12)), torch.rand(3, 12) < 0.4
+    candidates[:, 0] = True
+    got = blank_entropy(model, ids, candidates, mask_token_id=4, chunk=3)
+    expected = by_definition(model.eval()(ids.masked_fill(candidates, 4)))
+    assert torch.allclose(got.double()[candidates], expected[candidates], atol=1e-4)
+    assert (got[~candidates] == 0).all(), "places that are no candidates have entropy 0"
+
+
+def test_blank_reading_takes_candidates_as_bool_or_as_places(model):
+    ids, places = torch.randint(5, 50, (3, 12)), torch.tensor([[0, 5, 7], [1, 2, 11], [3, 4, 9]])
+    as_bool = torch.zeros(3, 12, dtype=torch.bool).scatter(1, places, True)
+    one, other = blank_entropy(model, ids, as_bool, 4), blank_entropy(model, ids, places, 4)
+    assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_no_candidates_no_entropy(model):
+    ids = torch.randint(5, 50, (2, 6))
+    assert blank_entropy(model, ids, torch.zeros(2, 6, dtype=torch.bool), 4).sum() == 0
+
+
+@pytest.mark.parametrize("reading", ["visible", "blank"])
+def test_reading_leaves_no_gradient_and_every_module_in_its_mode(model, reading):
+    model.bert.embeddings.eval()  # a user may freeze a part
+    before = [module.training for module in model.modules()]
+    ids = torch.randint(5, 50, (2, 6))
+    entropy = sequence_entropy(model, ids) if reading == "visible" else blank_entropy(model, ids, ids > 20, 4)
+    assert not entropy.requires_grad
+    assert [module.training for module in model.modules()] == before, "train/eval mode must be what it was"
+
+
+def test_reading_has_no_dropout(model):
+    ids = torch.randint(5, 50, (2, 6))
+    assert torch.equal(sequence_entropy(model, ids), sequence_entropy(model, ids)), "dropout must be off"
+
+
+@pytest.mark.parametrize("reading", ["visible", "blank"])
+def test_no_more_than_a_chunk_of_logits_exists(model, reading):
+    sizes = []
+    model.cls["predictions"].register_forward_hook(lambda _, __, logits: sizes.append(logits.shape[:-1].numel()))
+    ids = torch.randint(5, 50, (4, 20))
+    if reading == "visible":
+        sequence_entropy(model, ids, chunk=16)
+    else:
+        blank_entropy(model, ids, ids > 10, 4, chunk=16)
+    assert max(sizes) <= 16 < sum(sizes), f"heads ran on {sizes} positions at a time, expected at most 16"

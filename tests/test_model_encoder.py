@@ -1,0 +1,149 @@
+"""The encoder: attention two ways, padding, the vocabulary head where asked, and the start of the weights."""
+
+import math
+
+import pytest
+import torch
+
+from model import SIZES, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, attention, init_normal
+from model import init_offset_heads
+
+SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def make(kind=BertForMaskedLM, **changes):
+    torch.manual_seed(0)
+    model = kind(BertConfig(**{**SMALL, **changes}))
+    init_normal(model, 0.3)
+    return model.eval()
+
+
+def padded_batch():
+    ids = torch.randint(5, 60, (3, 10), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, 6:] = 0
+    mask[2] = 0  # a row of padding alone
+    return ids.masked_fill(mask == 0, 0), mask
+
+
+def test_attention_by_hand_is_a_weighted_mean_of_values():
+    query, key, value = torch.randn(3, 1, 1, 4, 8, dtype=torch.float64).unbind(0)
+    mask = torch.tensor([True, True, False, True])
+    out = attention(query, key, value, mask)
+    for i in range(4):
+        scores = [math.exp(sum((query[0, 0, i] * key[0, 0, j]).tolist()) / math.sqrt(8)) * bool(mask[j]) for j in range(4)]
+        expected = sum(s * value[0, 0, j] for j, s in enumerate(scores)) / sum(scores)
+        assert torch.allclose(out[0, 0, i], expected), f"query {i}: softmax(QK^T/sqrt(D)) V over the keys not masked"
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("padding", [False, True])
+def test_fast_attention_equals_attention_by_hand(dtype, tolerance, padding):
+    ids, mask = padded_batch()
+    outputs, gradients = [], []
+    for fast in (True, False):
+        model = make(BertModel, fast_attention=fast).to(dtype)
+        out = model(ids, mask if padding else None)[0][:2, :6]
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+        (out.float() * weights).sum().backward()
+        outputs.append(out)
+        gradients.append(model.encoder["layer"][0].attention["self"].query.weight.grad)
+    for one, other in (outputs, gradients):
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_padding_never_changes_a_real_token(fast):
+    model, (ids, mask) = make(BertModel, fast_attention=fast), padded_batch()
+    hidden, pooled = model(ids, mask)
+    alone, alone_pooled = model(ids[:1, :6])
+    assert torch.allclose(hidden[0, :6], alone[0], atol=1e-5), "padding was read: is the attention mask inverted?"
+    assert torch.allclose(pooled[0], alone_pooled[0], atol=1e-5)
+    ids[0, 6:] = 33
+    assert torch.allclose(model(ids, mask)[0][0, :6], alone[0], atol=1e-5), "what stands in the padding must not matter"
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_row_of_padding_alone_gives_no_nan(fast):
+    model, (ids, mask) = make(BertForMaskedLM, fast_attention=fast), padded_batch()
+    logits = model(ids, mask)
+    logits[:2].sum().backward()
+    assert logits.isfinite().all(), "softmax over no key is NaN"
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None), "NaN spread into the gradient"
+
+
+def test_shapes():
+    ids = torch.randint(5, 60, (3, 7))
+    hidden, pooled = make(BertModel)(ids)
+    assert hidden.shape == (3, 7, 32) and pooled.shape == (3, 32)
+    assert make(BertForMaskedLM)(ids).shape == (3, 7, 60)
+    assert make(BertForSequenceClassification, num_labels=3)(ids).shape == (3, 3)
+
+
+def test_head_on_some_positions_equals_head_everywhere():
+    model, (ids, mask) = make(), padded_batch()
+    everywhere = model(ids, mask)
+    chosen = torch.rand(3, 10, generator=torch.Generator().manual_seed(2)) < 0.4
+    assert torch.allclose(model(ids, mask, positions=chosen), everywhere[chosen], atol=1e-5), "bool: row by row"
+    places = torch.tensor([[4, 0, 9], [1, 1, 2], [0, 3, 8]])
+    expected = torch.stack([row[place] for row, place in zip(everywhere, places, strict=True)])
+    assert torch.allclose(model(ids, mask, positions=places), expected, atol=1e-5), "long: [B, k] gives [B, k, V]"
+
+
+def test_word_embeddings_and_decoder_are_one_matrix():
+    model = make()
+    assert model.cls["predictions"].decoder.weight is model.bert.embeddings.word_embeddings.weight
+
+
+def test_token_types_default_to_the_first_segment():
+    model, (ids, _) = make(BertModel), padded_batch()
+    assert torch.equal(model(ids)[0], model(ids, token_type_ids=torch.zeros_like(ids))[0])
+    assert not torch.allclose(model(ids)[0], model(ids, token_type_ids=torch.ones_like(ids))[0], atol=1e-3)
+
+
+def test_dropout_acts_in_training_alone():
+    model, (ids, _) = make(BertModel), padded_batch()
+    assert torch.equal(model(ids)[0], model(ids)[0])
+    model.train()
+    assert not torch.equal(model(ids)[0], model(ids)[0])
+
+
+def test_a_sequence_longer_than_the_positions_is_refused():
+    with pytest.raises(ValueError, match="20 tokens is longer than the model's 16 positions"):
+        make(BertModel, max_position_embeddings=16)(torch.zeros(1, 20, dtype=torch.long))
+
+
+@pytest.mark.parametrize("size, million", [("tiny", 4.4), ("mini", 11.3), ("small", 29.1), ("medium", 41.7), ("base", 110.1)])
+def test_presets_have_the_published_number_of_parameters(size, million):
+    with torch.device("meta"):  # Turc et al. 2019, table 1: with pooler and segment head left aside
+        model = BertForMaskedLM(BertConfig.preset(size))
+    total = sum(p.numel() for p in model.parameters())
+    assert total / 1e6 == pytest.approx(million, rel=0.015)
+
+
+def test_an_unknown_size_or_impossible_width_is_refused():
+    assert set(SIZES) == {"tiny", "mini", "small", "medium", "base"}
+    with pytest.raises(ValueError, match="'huge' is not one of tiny, mini"):
+        BertConfig.preset("huge")
+    with pytest.raises(ValueError, match="cannot be built"):
+        BertConfig(hidden_size=100, num_attention_heads=3)
+
+
+def test_normal_start():
+    model = BertForMaskedLM(BertConfig.preset("tiny"))
+    assert model.bert.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.bert.encoder["layer"][1].output.dense.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert not model.cls["predictions"].bias.any() and (model.bert.embeddings.LayerNorm.weight == 1).all()
+
+
+def test_offset_heads_look_at_the_neighbours_from_the_start():
+    model = BertModel(BertConfig.preset("mini")).eval()
+    init_offset_heads(model, torch.Generator().manual_seed(0))
+    x = model.embeddings(torch.randint(5, 30000, (16, 64), generator=torch.Generator().manual_seed(0)))
+    attn = model.encoder["layer"][0].attention["self"]
+    query, key = (f(x).view(16, 64, 4, 64).transpose(1, 2) for f in (attn.query, attn.key))
+    weights = (query @ key.transpose(-2, -1) / 8).softmax(-1)
+    inner = torch.arange(4, 60)
+    for head, offset in enumerate((-1, 1, -2, 2)):
+        share = weights[:, head, inner, inner + offset].mean().item()
+        assert share > 0.5, f"head {head} gives {share:.2f} of its attention to offset {offset:+d}, expected over half"
