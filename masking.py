@@ -1,12 +1,13 @@
 """Which tokens to hide: how unsure a model is of each, rules that pick by it, and what goes in their place.
 
-The claim under test: Srinivasagan, Hartung, Georges 2026, "Entropy-aware Masking for Masked Language Modeling"
-(arXiv 2605.28526). How the entropy is read and how positions are picked are this project's own definitions.
+The claim under test: Srinivasagan, Hartung, Georges 2026, "Entropy-aware Masking for Masked Language
+Modeling" (arXiv 2605.28526). How the entropy is read and how positions are picked are this project's own
+definitions.
 
 One step of self-masking with the `blank` reading, for rows `ids` [B, T]:
 
     candidates = draw_candidates(eligible, 0.15, 2.0)                 # 2k random places
-    entropy = blank_entropy(model, ids, candidates, mask_token_id)    # how unsure is the model of each, hidden?
+    entropy = blank_entropy(model, ids, candidates, mask_token_id)    # how unsure is the model of each?
     selected = select_positions("high", eligible, 0.15, entropy, candidates)    # the k it is least sure of
     corrupted, labels = corrupt(ids, selected, mask_token_id, vocab_size, special_ids)
 
@@ -39,8 +40,8 @@ SCHEMES = {
 def prediction_entropy(logits: torch.Tensor) -> torch.Tensor:
     """H = -sum_v p_v log p_v = logsumexp(z) - sum_v softmax(z)_v z_v, with p = softmax(z). [..., V] -> [...]
 
-    In nats, 0 <= H <= log V, float32. The row's maximum is taken off first: softmax does not see it, and large
-    logits then neither overflow nor cancel. A logit of -inf is a word that cannot be: it adds 0.
+    In nats, 0 <= H <= log V, float32. The row's maximum is taken off first: softmax does not see it, and
+    large logits then neither overflow nor cancel. A logit of -inf is a word that cannot be: it adds 0.
     """
     z = logits.float()
     z = (z - z.amax(-1, keepdim=True)).clamp_min(torch.finfo(z.dtype).min)  # 0 * -inf would be NaN
@@ -70,10 +71,10 @@ def _entropy_of(model, hidden, chunk):
 def sequence_entropy(
     model: BertForMaskedLM, input_ids, attention_mask=None, chunk: int = 1024
 ) -> torch.Tensor:
-    """The `visible` reading: how unsure is the model of each token while it can see it? [B, T] -> [B, T], nats.
+    """The `visible` reading: how unsure is the model of a token that it sees? [B, T] -> [B, T], nats.
 
-    One forward pass of the unmasked rows. Mind that an MLM is trained on what it cannot see: under the 100-0-0
-    scheme nothing ever trains its output at visible tokens.
+    One forward pass of the unmasked rows. Mind that an MLM is trained on what it cannot see: under the
+    100-0-0 scheme nothing ever trains its output at visible tokens.
     """
     with evaluating(model):
         hidden, _ = model.bert(input_ids, attention_mask)
@@ -133,8 +134,8 @@ def _budgets(budget, length, device, *settings):
     return torch.tensor([budget(n, *settings) for n in range(length + 1)], device=device)
 
 
-# A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest score
-# are masked, equal scores in random order. A new rule is one function here and one entry in RULES.
+# A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
+# score are masked, equal scores in random order. A new rule is one function here and one entry in RULES.
 
 
 def rule_random(entropy, pool, temperature, generator):
@@ -174,8 +175,8 @@ def rule_both(entropy, pool, temperature, generator):
 def rule_sample(entropy, pool, temperature, generator):
     """Draws without replacement with probability proportional to H^(1/tau), tau = temperature.
 
-    Gumbel top-k (Kool et al. 2019, arXiv 1903.06059): the k largest of log(H) / tau + Gumbel noise are such a draw;
-    -log of an exponential variate is Gumbel noise.
+    Gumbel top-k (Kool et al. 2019, arXiv 1903.06059): the k largest of log(H) / tau + Gumbel noise are such a
+    draw; -log of an exponential variate is Gumbel noise.
     """
     gumbel = -torch.empty_like(entropy).exponential_(generator=generator).log()
     return entropy.clamp_min(1e-30).log() / temperature + gumbel
@@ -204,12 +205,13 @@ def select_positions(
 ) -> torch.Tensor:
     """Pick exactly k = mask_budget(|E|, mask_ratio) positions of every row. Returns bool [B, T].
 
-    rule: a name in RULES. eligible: bool [B, T]; E, the positions that may be masked. entropy: [B, T], nats, for
-    every rule but random. candidates: bool [B, T]; the choice is made among these (should a row have fewer than k,
-    random eligible positions fill it up). temperature: tau of `sample`. random_share: this part of the k is drawn
-    at random from the rest of E instead. word_start: bool [B, T], False where a piece continues a word; if given,
-    words are masked whole, scored by their mean entropy, and a row masks at most k (a word too long is passed over).
-    Raises ValueError for an unknown rule, missing entropies, or numbers out of range.
+    rule: a name in RULES. eligible: bool [B, T]; E, the positions that may be masked. entropy: [B, T], nats,
+    for every rule but random. candidates: bool [B, T]; the choice is made among these (should a row have
+    fewer than k, random eligible positions fill it up). temperature: tau of `sample`. random_share: this part
+    of the k is drawn at random from the rest of E instead. word_start: bool [B, T], False where a piece
+    continues a word; if given, words are masked whole, scored by their mean entropy, and a row masks at most
+    k (a word too long is passed over). Raises ValueError for an unknown rule, missing entropies, or numbers
+    out of range.
     """
     if rule not in RULES:
         raise ValueError(f"selection rule {rule!r} is not one of {', '.join(RULES)}")
@@ -233,12 +235,12 @@ def select_positions(
 
 
 def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start=None) -> torch.Tensor:
-    """min(|E|, round(c k)) random positions of every row for `blank_entropy`; c = factor. Returns bool [B, T]."""
+    """min(|E|, round(c k)) random positions a row for `blank_entropy`; c = factor. Returns bool [B, T]."""
     count = _budgets(candidate_budget, eligible.shape[1], eligible.device, mask_ratio, factor)[
         eligible.sum(-1)
     ]
-    return _take("random", torch.zeros(eligible.shape, device=eligible.device), eligible, eligible, count, 1.0,
-                 generator, word_start)  # fmt: skip
+    equal = torch.zeros(eligible.shape, device=eligible.device)
+    return _take("random", equal, eligible, eligible, count, 1.0, generator, word_start)
 
 
 def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
@@ -271,7 +273,7 @@ def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
 
 
 def as_places(selected, width: int) -> torch.Tensor:
-    """bool [B, T] -> long [B, width]: where True, in order; rows with fewer are filled up with other places."""
+    """bool [B, T] -> long [B, width]: where True, in order; rows with fewer get other places too."""
     return selected.byte().sort(dim=-1, descending=True, stable=True).indices[:, :width]
 
 
@@ -291,8 +293,8 @@ def _word_mean(values, word):
 def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme="80-10-10", generator=None):
     """BERT's corruption (Devlin et al. 2019, section 3.1 and appendix C.2) of the selected positions.
 
-    input_ids long [B, T], selected bool [B, T]. Of the selected, 80% become [MASK], 10% a random token that is not
-    in special_ids, 10% stay: one uniform draw each, cut at .8 and .9. "100-0-0": all become [MASK].
+    input_ids long [B, T], selected bool [B, T]. Of the selected, 80% become [MASK], 10% a random token that
+    is not in special_ids, 10% stay: one uniform draw each, cut at .8 and .9. "100-0-0": all become [MASK].
     Returns (corrupted ids [B, T], labels [B, T]); labels hold the original id where selected, -100 elsewhere.
     """
     if scheme not in SCHEMES:
@@ -314,7 +316,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 
 def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
-    """Tokens of a text, their entropies (nats; each hidden alone in the `blank` reading), and each rule's choice.
+    """Tokens of a text, their entropies (nats; `blank`: each hidden alone), and what each rule chooses.
 
     Returns (list of n tokens without [CLS] and [SEP], list of n entropies, {rule: list of n bools}).
     """
@@ -380,8 +382,10 @@ def as_html(tokens, entropies, picks, highest, title: str) -> str:
 span{display:inline-block;padding:0 .3em;margin:.1em;border-radius:.3em;text-align:center}
 small{display:block;font-size:.6em;line-height:1;color:#444;padding-bottom:.3em}
 th{text-align:right;padding-right:1em;vertical-align:top}b{background:#222;color:#fff;padding:0 .2em}"""
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Entropy</title><style>{style}</style>
-<p>{html.escape(title)}</p><p>{"".join(spans)}</p><p>What each rule masks:</p><table>{"".join(rows)}</table></html>
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Entropy</title>
+<style>{style}</style>
+<p>{html.escape(title)}</p><p>{"".join(spans)}</p>
+<p>What each rule masks:</p><table>{"".join(rows)}</table></html>
 """
 
 
@@ -407,8 +411,9 @@ def main(argv=None):
         model, tokenizer = BertForMaskedLM.from_pretrained(options.model), load_tokenizer(options.model)
         random = torch.Generator().manual_seed(options.seed)
         picture = read_sentence(model, tokenizer, options.text, options.reading, options.mask_ratio, random)
-        highest = max(math.log(model.config.vocab_size) / 1.2, *picture[1])
-        title = f"Entropy in nats ({options.reading} reading) of each token, from 0 to log V = {math.log(model.config.vocab_size):.1f}"
+        limit = math.log(model.config.vocab_size)
+        highest = max(limit / 1.2, *picture[1])
+        title = f"Entropy of each token ({options.reading} reading) in nats, from 0 to log V = {limit:.1f}"
         print(title)
         print(as_text(*picture, highest, sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
         if options.html:

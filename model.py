@@ -4,7 +4,8 @@ Source: Devlin et al. 2019, "BERT" (arXiv 1810.04805), section 3 and appendix A;
 Vaswani et al. 2017, "Attention is all you need" (arXiv 1706.03762), section 3. Parameter names are Hugging
 Face's, so a folder written here opens in `transformers` and the other way round.
 
-Shapes in the comments: B sequences, T tokens each, H hidden_size, A heads of D = H / A, V vocab_size, C labels.
+Shapes in the comments: B sequences, T tokens each, H hidden_size, A heads of D = H / A, V vocab_size, C
+labels.
 """
 
 import json
@@ -67,7 +68,7 @@ class BertConfig:
 
     @classmethod
     def from_folder(cls, folder, **changes) -> "BertConfig":
-        """Read config.json as `transformers` writes it. Raises ValueError where it is no BERT we can build."""
+        """Read config.json as `transformers` writes it. ValueError where it is no BERT we can build."""
         path = Path(folder) / "config.json"
         raw = read_json(path)
         only = {"model_type": "bert", "position_embedding_type": "absolute", "tie_word_embeddings": True}
@@ -97,7 +98,7 @@ def attention(query, key, value, mask=None, dropout=0.0):
 
 
 class SelfAttention(nn.Module):
-    """Every token reads every token: A heads side by side, before the output projection. [B, T, H] -> [B, T, H]"""
+    """Every token reads every token: A heads side by side. [B, T, H] -> [B, T, H]"""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -206,9 +207,9 @@ class Pretrained(nn.Module):
     def from_pretrained(cls, folder, **changes):
         """Load a folder written here or by `transformers`, in evaluation mode; `changes` override its config.
 
-        Heads the folder lacks (pooler, classifier, or one of another num_labels) start at random and are listed
-        in `model.newly_initialised`; heads this class lacks are left out. Raises ValueError where config or
-        weights are damaged or do not fit, or where a masked-LM head is wanted and missing.
+        Heads the folder lacks (pooler, classifier, or one of another num_labels) start at random and are
+        listed in `model.newly_initialised`; heads this class lacks are left out. Raises ValueError where
+        config or weights are damaged or do not fit, or where a masked-LM head is wanted and missing.
         """
         try:
             model = cls(BertConfig.from_folder(folder, **changes))
@@ -316,7 +317,7 @@ class BertForSequenceClassification(Pretrained):
         init_normal(self.classifier, config.initializer_range)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None):
-        """Same inputs as BertModel. Returns [B, C]: logits of the labels, or with C = 1 a regression value."""
+        """Same inputs as BertModel. Returns [B, C]: logits of labels, or with C = 1 a regression value."""
         return self.classifier(self.dropout(self.bert(input_ids, attention_mask, token_type_ids)[1]))
 
 
@@ -336,14 +337,14 @@ def init_normal(module: nn.Module, std: float, generator: torch.Generator | None
 
 @torch.no_grad()
 def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None, sharpness: float = 2.0):
-    """A start whose first layer already looks at the neighbours: it leaves the unigram plateau soon. In place.
+    """A start whose first layer looks at the neighbours: it leaves the unigram plateau soon. In place.
 
-    Position p starts as p -> (sin w_i p, cos w_i p), sinusoids as large as the words, with w_i drawn from (0, pi):
-    then the similarity of two positions is a spike at distance 0 (random features, Rahimi & Recht 2007). On these
-    "d places on" is a rotation R_d of every pair, so that a head with key = pairs and query = R_d pairs scores
-    sum_i cos(w_i (p + d - p')), largest at p' = p + d. The heads look at d = -1, +1, -2, +2, ... Values are an
-    orthogonal map and the output its transpose: the neighbour's vector arrives as it is. Only numbers differ from
-    BERT's start, neither architecture nor checkpoint format.
+    Position p starts as p -> (sin w_i p, cos w_i p), sinusoids as large as the words, with w_i drawn from (0,
+    pi): then the similarity of two positions is a spike at distance 0 (random features, Rahimi & Recht 2007).
+    On these "d places on" is a rotation R_d of every pair, so that a head with key = pairs and query = R_d
+    pairs scores sum_i cos(w_i (p + d - p')), largest at p' = p + d. The heads look at d = -1, +1, -2, +2, ...
+    Values are an orthogonal map and the output its transpose: the neighbour's vector arrives as it is. Only
+    numbers differ from BERT's start, neither architecture nor checkpoint format.
     """
     config, attn = bert.config, bert.encoder["layer"][0].attention
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
@@ -444,8 +445,8 @@ def read_weights(folder) -> dict[str, torch.Tensor]:
 def load_tokenizer(path) -> Tokenizer:
     """The tokenizer of a folder (tokenizer.json, else vocab.txt), or of a vocabulary file, one piece a line.
 
-    A vocabulary is uncased unless a tokenizer_config.json beside it says otherwise. Raises FileNotFoundError, or
-    ValueError where the file is damaged or lacks a special token.
+    A vocabulary is uncased unless a tokenizer_config.json beside it says otherwise. Raises FileNotFoundError,
+    or ValueError where the file is damaged or lacks a special token.
     """
     path = Path(path)
     names = ("tokenizer.json", "vocab.txt")

@@ -1,8 +1,9 @@
 """Pretrain a BERT with random or entropy-aware masking: `python train.py --help`.
 
-In reading order: options, text, rows, loss and schedule, the run (masks, update, evaluation, checkpoint), start.
-Every random number is a function of (seed, purpose, step): runs that differ in their masking rule alone start from
-the same weights and see the same data in the same order, and a resumed run needs no saved random state.
+In reading order: options, text, rows, loss and schedule, the run (masks, update, evaluation, checkpoint),
+start. Every random number is a function of (seed, purpose, step): runs that differ in their masking rule
+alone start from the same weights and see the same data in the same order, and a resumed run needs no saved
+random state.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def option(default, text, **settings):
 
 @dataclass
 class Options:
-    """What a run is. Every field is a command-line option; "steps*" counts as a share of --steps if below 1."""
+    """What a run is. Every field is an option; one in "steps*" counts as a share of --steps if below 1."""
 
     corpus: list = option([], ".txt, .gz or .xz files (default: documentation on this machine)", nargs="+")
     vocab: str = option("", "vocab.txt, one word piece a line (default: learned from the corpus)")
@@ -100,7 +101,7 @@ class Options:
 
 
 def parse_options(kind, description, argv=None) -> dict:
-    """The options of dataclass `kind` that the command line gives, by field name; --help explains them all."""
+    """The options of dataclass `kind` that the command line gives, by field name; --help explains all."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     for f in fields(kind):
         default, settings = f.default_factory(), dict(f.metadata)
@@ -159,9 +160,9 @@ def check_options(o: Options, given: dict, world: int = 1):
 def builtin_corpus(cache) -> Path:
     """English documentation on this machine as a text file in the cache, one document per source file.
 
-    The docstrings of the standard library, torch and numpy, read as text through `ast`: nothing is imported or run.
-    Native functions get theirs as an argument of a call, so every long string is looked at; kept are paragraphs
-    that are mostly words and no code.
+    The docstrings of the standard library, torch and numpy, read as text through `ast`: nothing is imported
+    or run. Native functions get theirs as an argument of a call, so every long string is looked at; kept are
+    paragraphs that are mostly words and no code.
     """
     roots = [Path(sysconfig.get_path("stdlib")), Path(torch.__file__).parent, Path(np.__file__).parent]
     path = Path(cache) / f"documentation-{platform.python_version()}-{torch.__version__}-{np.__version__}.txt"
@@ -192,7 +193,7 @@ def builtin_corpus(cache) -> Path:
 
 
 def read_documents(paths):
-    """The documents of text files, each a list of paragraphs; one of more than 1,000 is cut. Plain, .gz or .xz."""
+    """The documents of .txt, .gz or .xz files, each a list of paragraphs; one of over 1,000 is cut."""
     for path in paths:
         opener = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
         document = []
@@ -215,9 +216,9 @@ def read_documents(paths):
 def tokenise(documents, tokenizer: Tokenizer, folder: Path) -> dict:
     """Write two streams of token ids (int32), train.ids and held_out.ids; returns what was counted.
 
-    A document's side follows from a hash of its text. Paragraphs that differ only in case, spaces or digits count as
-    the same, and the first one wins on both sides together: none is in both. A literal "[MASK]" in a text stays text.
-    Memory grows with the number of paragraphs (8 bytes of hash each), not with their length.
+    A document's side follows from a hash of its text. Paragraphs that differ only in case, spaces or digits
+    count as the same, and the first one wins on both sides together: none is in both. A literal "[MASK]" in a
+    text stays text. Memory grows with the number of paragraphs (8 bytes of hash each), not with their length.
     """
     facts = {"documents": 0, "paragraphs": 0, "duplicates": 0, "characters": 0}
     seen, waiting = set(), {"train": [], "held_out": []}
@@ -255,8 +256,8 @@ def tokenise(documents, tokenizer: Tokenizer, folder: Path) -> dict:
 def prepare_text(o: Options, rank: int = 0):
     """Tokenise the corpus once, into a cache folder named after its content and vocabulary.
 
-    Returns (tokenizer, training ids, held-out ids, facts); ids are memory-mapped, one stream a side. Raises OSError
-    or ValueError for a corpus or vocabulary that is missing, damaged or too short.
+    Returns (tokenizer, training ids, held-out ids, facts); ids are memory-mapped, one stream a side. Raises
+    OSError or ValueError for a corpus or vocabulary that is missing, damaged or too short.
     """
     tokenizer = bert.load_tokenizer(o.from_ or o.vocab) if o.from_ or o.vocab else None
     paths = o.corpus or [builtin_corpus(o.cache)]
@@ -336,8 +337,8 @@ def take_rows(ids: np.ndarray, index: np.ndarray, seq_len: int, cls: int, sep: i
 def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
     """Sum over the masked tokens of -log p(token) = logsumexp(z) - z_token, and how many were guessed right.
 
-    logits [..., V], labels [...] with -100 where there is no loss. Returns two float32 scalars. The caller divides
-    by the masked tokens of the whole step: a mean of means would weigh pieces of unequal size alike.
+    logits [..., V], labels [...] with -100 where there is no loss. Returns two float32 scalars. The caller
+    divides by the masked tokens of the whole step: a mean of means would weigh pieces of unequal size alike.
     """
     z, counted = logits.float(), labels != IGNORE
     target = z.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
@@ -431,7 +432,9 @@ class Pretraining:
         if o.from_:
             model = bert.BertForMaskedLM.from_pretrained(o.from_, **dropout)
             if model.config.vocab_size < len(self.vocab) or model.config.max_position_embeddings < o.seq_len:
-                raise ValueError(f"--seq-len {o.seq_len} or the tokenizer of {o.from_} is larger than its model")
+                raise ValueError(
+                    f"--seq-len {o.seq_len} or the tokenizer of {o.from_} is larger than its model"
+                )
             return model
         model = bert.BertForMaskedLM(bert.BertConfig.preset(o.size, **size, **dropout))
         random = torch.Generator().manual_seed(stream(o.seed, "weights"))
@@ -482,7 +485,7 @@ class Pretraining:
         return masking.eligible_positions(ids, [self.cls, self.sep])
 
     def examine(self, model) -> tuple[float, float]:
-        """Held-out loss (nats a token) and accuracy of a model: the yardstick that all masking rules share."""
+        """Held-out loss (nats a token) and accuracy of a model: the yardstick all masking rules share."""
         sums = torch.zeros(2, device=self.device)
         with masking.evaluating(model), self.autocast():
             for ids, places, labels in zip(
@@ -501,7 +504,8 @@ class Pretraining:
     def choose(self, ids, random: torch.Generator) -> torch.Tensor:
         """The positions to mask in the rows [B, T] of this step, bool [B, T].
 
-        Every process sees all rows and draws the same random numbers; it reads the entropies of its own rows only.
+        Every process sees all rows and draws the same random numbers; it reads the entropies of its own rows
+        only.
         """
         o, eligible = self.o, self.eligible(ids)
         words = ~self.continues[ids] if o.whole_word else None
@@ -615,23 +619,22 @@ class Pretraining:
         if self.rank == 0:
             where = "on the plateau" if line["on_plateau"] else f"{self.floor - loss:.2f} below the floor"
             tqdm.write(
-                f"step {self.step:>6,} | held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f} | masked tokens: "
-                f"loss {means['loss']:.3f}, entropy {entropy:.2f}, {line['distinct_ids']:.0f} ids a step, "
+                f"step {self.step:>6,} | held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f} | masked: loss "
+                f"{means['loss']:.3f}, entropy {entropy:.2f}, {line['distinct_ids']:.0f} ids a step, "
                 f"commonest {commonest:.1%}"
             )
             times = commonest / self.unigram.max().item()
             if loss > best + 0.3 or times > 2.5:
                 tqdm.write(
-                    f"WARNING: the masks may be collapsing (held-out loss {loss - best:.2f} above its best; commonest "
-                    f"masked token {times:.1f} times as frequent as in the text): try --reading blank, "
-                    f"--select sample or --random-share 0.5"
+                    f"WARNING: the masks may be collapsing: held-out loss {loss - best:.2f} above its best, commonest "
+                    f"masked token {times:.1f} times as frequent as in the text; try --reading blank, --select sample"
                 )
         self.forget()
         if self.rank == 0:
             self.save()
 
     def save(self):
-        """Write checkpoint.pt (the one before becomes checkpoint.previous.pt), the model folder and log.csv."""
+        """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), the model folder and log.csv."""
         out, table = Path(self.o.out), io.StringIO()
         names = ("step", "seconds", "log", "sums", "counts", "distinct")
         state = {name: getattr(self, name) for name in names} | {
@@ -660,7 +663,7 @@ class Pretraining:
         )
 
     def run(self):
-        """Train to --steps. Ctrl-C finishes the step and saves (under torchrun the last evaluation's save counts)."""
+        """Train to --steps. Ctrl-C finishes the step and saves (not under torchrun: there, evaluations do)."""
         o, first, stop = self.o, self.step, []
         if self.world == 1:
             signal.signal(signal.SIGINT, lambda *_: stop.append(True))
@@ -730,34 +733,33 @@ def describe(run: Pretraining):
         )
     print(f"""\
 model   {o.from_ or o.size}: {sizes[0]:,} parameters (embeddings {sizes[1]:,}, encoder {sizes[2]:,})
-text    {", ".join(o.corpus) or "documentation on this machine"}: {facts["characters"] / 1e6:.1f} million characters;
+text    {", ".join(o.corpus) or "documentation on this machine"}, {facts["characters"] / 1e6:.1f} MB;
         {facts["duplicates"]:,} of {facts["paragraphs"]:,} paragraphs are duplicates and left out
 tokens  {len(run.train_ids):,} to train on, {len(run.held_out_ids):,} held out; {len(run.vocab):,} word pieces
-steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens: {o.steps * o.batch_size / run.rows:.1f} times the text
+steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens, {o.steps * o.batch_size / run.rows:.1f} epochs
 masks   {masks}
 device  {run.hardware}, {str(run.dtype)[6:]}, {flops_per_token(model.config, o) / 1e6:.1f} MFLOP a token
-floor   {run.floor:.3f} nats: the held-out loss of word frequencies alone; the unigram plateau ends {PLATEAU} below""")
+floor   {run.floor:.3f} nats, held-out loss of word frequencies alone; the unigram plateau ends {PLATEAU} below""")
 
 
 def conclude(run: Pretraining):
     """Print what a run found, and what to type next."""
     best = min(run.log, key=lambda line: line["held_out_loss"])
     left = next((line for line in run.log if not line["on_plateau"]), None)
-    print(f"best    held-out loss {best['held_out_loss']:.3f}, accuracy {best['held_out_accuracy']:.3f} at step "
-          f"{best['step']:,}: {run.floor - best['held_out_loss']:.2f} nats below the unigram floor")  # fmt: skip
+    below = run.floor - best["held_out_loss"]
     print(
-        "plateau "
-        + (f"left by step {left['step']:,}, after {left['seconds']:.0f} s" if left else "never left")
+        f"best    held-out loss {best['held_out_loss']:.3f}, {below:.2f} nats below the unigram floor, ",
+        end="",
     )
+    print(f"accuracy {best['held_out_accuracy']:.3f} at step {best['step']:,}")
+    print(f"plateau left by step {left['step']:,}, {left['seconds']:.0f} s" if left else "plateau never left")
     print("guesses " + "\n        ".join(run.guess(sentence) for sentence in SENTENCES))
-    print(
-        f"files   {run.o.out}: config.json, pytorch_model.bin, tokenizer, log.csv, args.json, checkpoint.pt"
-    )
+    print(f"files   in {run.o.out}: model, tokenizer, log.csv, args.json, checkpoint.pt")
     print(f'next    python masking.py --model {run.o.out} --text "The cat sat on the mat, for it was tired."')
 
 
 def read_checkpoint(out: Path) -> dict:
-    """The newest checkpoint of a folder that can be read; a damaged one is named. Raises ValueError if none can."""
+    """The newest checkpoint that can be read; a damaged one is named. Raises ValueError if none can."""
     for path in (out / "checkpoint.pt", out / "checkpoint.previous.pt"):
         if path.exists():
             try:
@@ -781,9 +783,8 @@ def launch(kind, run_kind, description, argv=None):
             state = read_checkpoint(out)
             for name in set(given) - {"out", "resume", "cache", "device"}:
                 if given[name] != state["options"][name]:
-                    raise ValueError(
-                        f"{out} was made with --{name.replace('_', '-')} {state['options'][name]}, not {given[name]}"
-                    )
+                    was = f"--{name.strip('_').replace('_', '-')} {state['options'][name]}"
+                    raise ValueError(f"{out} was made with {was}, not {given[name]}; leave it out to resume")
         elif (out / "checkpoint.pt").exists() or (out / "checkpoint.previous.pt").exists():
             raise ValueError(
                 f"{out} holds a run already: add --resume to go on with it, or choose another --out"

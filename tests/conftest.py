@@ -12,7 +12,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-SMALL = "--vocab-size 300 --seq-len 32 --batch-size 8 --steps 8 --eval-every 4 --dtype float32 --device cpu".split()
+SMALL = "--vocab-size 300 --seq-len 32 --batch-size 8 --steps 8 --eval-every 4".split()
+SMALL += "--dtype float32 --device cpu".split()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What stands in place of a masked token: 80/10/10 with one draw, never a special token, nothing else touched."""
+"""What stands in place of a masked token: 80/10/10 with one draw, no special tokens, nothing else touched."""
 
 import pytest
 import torch
@@ -18,10 +18,14 @@ def corrupted(scheme="80-10-10", shape=(500, 200)):
 def test_80_10_10():
     ids, selected, new, _ = corrupted()
     ids, new = ids[selected], new[selected]
-    shares = [(new == MASK).float().mean(), ((new != MASK) & (new != ids)).float().mean(), (new == ids).float().mean()]
+    shares = [
+        (new == MASK).float().mean(),
+        ((new != MASK) & (new != ids)).float().mean(),
+        (new == ids).float().mean(),
+    ]
     for name, share, expected in zip(("[MASK]", "random", "unchanged"), shares, (0.8, 0.1, 0.1), strict=True):
-        message = f"{share:.3f} of the tokens became {name}, expected {expected} (81% [MASK]: two draws instead of one?)"
-        assert abs(share - expected) < 0.005, message
+        hint = "81% [MASK]: two draws instead of one?"
+        assert abs(share - expected) < 0.005, f"{share:.3f} became {name}, expected {expected} ({hint})"
 
 
 def test_100_0_0_hides_every_selected_token():

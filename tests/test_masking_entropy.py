@@ -12,7 +12,9 @@ from model import BertConfig, BertForMaskedLM, init_normal
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
     model = BertForMaskedLM(config)
     init_normal(model, 0.5)  # large weights: predictions that differ from place to place
     return model.train()
@@ -26,7 +28,9 @@ def by_definition(logits):
 
 @pytest.mark.parametrize("size", [2, 7, 30522])
 def test_uniform_prediction_has_entropy_log_v(size):
-    assert prediction_entropy(torch.full((3, size), 5.0)).tolist() == pytest.approx([math.log(size)] * 3, rel=1e-6)
+    assert prediction_entropy(torch.full((3, size), 5.0)).tolist() == pytest.approx(
+        [math.log(size)] * 3, rel=1e-6
+    )
 
 
 def test_certain_prediction_has_entropy_zero():
@@ -36,7 +40,9 @@ def test_certain_prediction_has_entropy_zero():
 @pytest.mark.parametrize("p", [0.5, 0.9, 0.01])
 def test_coin(p):
     expected = -p * math.log(p) - (1 - p) * math.log(1 - p)
-    assert prediction_entropy(torch.tensor([math.log(p), math.log(1 - p)])).item() == pytest.approx(expected, rel=1e-5)
+    assert prediction_entropy(torch.tensor([math.log(p), math.log(1 - p)])).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0, 1e4])
@@ -50,12 +56,16 @@ def test_equals_the_definition_in_float64(scale):
 @pytest.mark.parametrize("shift", [1e4, -1e4, 3e38])
 def test_a_constant_added_to_all_logits_changes_nothing(shift):
     logits = torch.tensor([0.0, 0.0, 0.0, 0.0]) + shift
-    assert prediction_entropy(logits).item() == pytest.approx(math.log(4), rel=1e-5), "overflow: subtract the maximum first"
+    assert prediction_entropy(logits).item() == pytest.approx(math.log(4), rel=1e-5), (
+        "overflow: subtract the maximum first"
+    )
 
 
 def test_impossible_words_add_nothing():
     logits = torch.tensor([0.0, 0.0, -math.inf])
-    assert prediction_entropy(logits).item() == pytest.approx(math.log(2)), "0 * -inf must count as 0, not NaN"
+    assert prediction_entropy(logits).item() == pytest.approx(math.log(2)), (
+        "0 * -inf must count as 0, not NaN"
+    )
 
 
 def test_bfloat16_logits_are_computed_in_float32():
@@ -111,7 +121,9 @@ def test_reading_has_no_dropout(model):
 @pytest.mark.parametrize("reading", ["visible", "blank"])
 def test_no_more_than_a_chunk_of_logits_exists(model, reading):
     sizes = []
-    model.cls["predictions"].register_forward_hook(lambda _, __, logits: sizes.append(logits.shape[:-1].numel()))
+    model.cls["predictions"].register_forward_hook(
+        lambda _, __, logits: sizes.append(logits.shape[:-1].numel())
+    )
     ids = torch.randint(5, 50, (4, 20))
     if reading == "visible":
         sequence_entropy(model, ids, chunk=16)

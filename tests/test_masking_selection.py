@@ -14,7 +14,9 @@ def rows(seed=0, shape=(40, 30), share=0.8):
     return torch.rand(shape, generator=rng) < share, torch.rand(shape, generator=rng) * 9
 
 
-@pytest.mark.parametrize("n, ratio, k", [(10, 0.15, 2), (10, 0.25, 2), (10, 0.35, 4), (1, 0.15, 1), (0, 0.15, 0)])
+@pytest.mark.parametrize(
+    "n, ratio, k", [(10, 0.15, 2), (10, 0.25, 2), (10, 0.35, 4), (1, 0.15, 1), (0, 0.15, 0)]
+)
 def test_budget_rounds_half_to_even_and_is_at_least_one(n, ratio, k):
     assert mask_budget(n, ratio) == k
 
@@ -100,7 +102,9 @@ def test_sample_draws_without_replacement_in_proportion(temperature):
     selected = select_positions(
         "sample", torch.ones(n, 4, dtype=torch.bool), 0.5, entropy.expand(n, 4), None, temperature, generator
     )
-    assert torch.allclose(selected.float().mean(0), expected, atol=0.012), f"expected rates {expected.tolist()}"
+    assert torch.allclose(selected.float().mean(0), expected, atol=0.012), (
+        f"expected rates {expected.tolist()}"
+    )
 
 
 def test_sample_takes_certain_tokens_last():
@@ -113,13 +117,16 @@ def test_ties_are_broken_at_random(rule):
     n, generator = 20000, torch.Generator().manual_seed(0)
     eligible = torch.ones(n, 10, dtype=torch.bool)
     rate = select_positions(rule, eligible, 0.3, torch.ones(n, 10), generator=generator).float().mean(0)
-    assert ((rate - 0.3).abs() < 0.015).all(), f"equal entropies, so each place 30% of the time, not {rate.tolist()}"
+    assert ((rate - 0.3).abs() < 0.015).all(), (
+        f"equal entropies, so each place 30% of the time, not {rate.tolist()}"
+    )
 
 
 def test_same_generator_same_masks_another_seed_others():
     eligible, _ = rows()
     one, two, three = (
-        select_positions("random", eligible, 0.15, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        select_positions("random", eligible, 0.15, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
     )
     assert torch.equal(one, two) and not torch.equal(one, three)
 

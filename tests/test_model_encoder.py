@@ -5,10 +5,24 @@ import math
 import pytest
 import torch
 
-from model import SIZES, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, attention, init_normal
-from model import init_offset_heads
+from model import (
+    SIZES,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    attention,
+    init_normal,
+    init_offset_heads,
+)
 
-SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
 
 
 def make(kind=BertForMaskedLM, **changes):
@@ -31,12 +45,19 @@ def test_attention_by_hand_is_a_weighted_mean_of_values():
     mask = torch.tensor([True, True, False, True])
     out = attention(query, key, value, mask)
     for i in range(4):
-        scores = [math.exp(sum((query[0, 0, i] * key[0, 0, j]).tolist()) / math.sqrt(8)) * bool(mask[j]) for j in range(4)]
+        scores = [
+            math.exp(sum((query[0, 0, i] * key[0, 0, j]).tolist()) / math.sqrt(8)) * bool(mask[j])
+            for j in range(4)
+        ]
         expected = sum(s * value[0, 0, j] for j, s in enumerate(scores)) / sum(scores)
-        assert torch.allclose(out[0, 0, i], expected), f"query {i}: softmax(QK^T/sqrt(D)) V over the keys not masked"
+        assert torch.allclose(out[0, 0, i], expected), (
+            f"query {i}: softmax(QK^T/sqrt(D)) V over the keys not masked"
+        )
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float64, 1e-12)]
+)
 @pytest.mark.parametrize("padding", [False, True])
 def test_fast_attention_equals_attention_by_hand(dtype, tolerance, padding):
     ids, mask = padded_batch()
@@ -57,10 +78,14 @@ def test_padding_never_changes_a_real_token(fast):
     model, (ids, mask) = make(BertModel, fast_attention=fast), padded_batch()
     hidden, pooled = model(ids, mask)
     alone, alone_pooled = model(ids[:1, :6])
-    assert torch.allclose(hidden[0, :6], alone[0], atol=1e-5), "padding was read: is the attention mask inverted?"
+    assert torch.allclose(hidden[0, :6], alone[0], atol=1e-5), (
+        "padding was read: is the attention mask inverted?"
+    )
     assert torch.allclose(pooled[0], alone_pooled[0], atol=1e-5)
     ids[0, 6:] = 33
-    assert torch.allclose(model(ids, mask)[0][0, :6], alone[0], atol=1e-5), "what stands in the padding must not matter"
+    assert torch.allclose(model(ids, mask)[0][0, :6], alone[0], atol=1e-5), (
+        "what stands in the padding must not matter"
+    )
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -69,7 +94,9 @@ def test_a_row_of_padding_alone_gives_no_nan(fast):
     logits = model(ids, mask)
     logits[:2].sum().backward()
     assert logits.isfinite().all(), "softmax over no key is NaN"
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None), "NaN spread into the gradient"
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None), (
+        "NaN spread into the gradient"
+    )
 
 
 def test_shapes():
@@ -84,10 +111,14 @@ def test_head_on_some_positions_equals_head_everywhere():
     model, (ids, mask) = make(), padded_batch()
     everywhere = model(ids, mask)
     chosen = torch.rand(3, 10, generator=torch.Generator().manual_seed(2)) < 0.4
-    assert torch.allclose(model(ids, mask, positions=chosen), everywhere[chosen], atol=1e-5), "bool: row by row"
+    assert torch.allclose(model(ids, mask, positions=chosen), everywhere[chosen], atol=1e-5), (
+        "bool: row by row"
+    )
     places = torch.tensor([[4, 0, 9], [1, 1, 2], [0, 3, 8]])
     expected = torch.stack([row[place] for row, place in zip(everywhere, places, strict=True)])
-    assert torch.allclose(model(ids, mask, positions=places), expected, atol=1e-5), "long: [B, k] gives [B, k, V]"
+    assert torch.allclose(model(ids, mask, positions=places), expected, atol=1e-5), (
+        "long: [B, k] gives [B, k, V]"
+    )
 
 
 def test_word_embeddings_and_decoder_are_one_matrix():
@@ -113,7 +144,9 @@ def test_a_sequence_longer_than_the_positions_is_refused():
         make(BertModel, max_position_embeddings=16)(torch.zeros(1, 20, dtype=torch.long))
 
 
-@pytest.mark.parametrize("size, million", [("tiny", 4.4), ("mini", 11.3), ("small", 29.1), ("medium", 41.7), ("base", 110.1)])
+@pytest.mark.parametrize(
+    "size, million", [("tiny", 4.4), ("mini", 11.3), ("small", 29.1), ("medium", 41.7), ("base", 110.1)]
+)
 def test_presets_have_the_published_number_of_parameters(size, million):
     with torch.device("meta"):  # Turc et al. 2019, table 1: with pooler and segment head left aside
         model = BertForMaskedLM(BertConfig.preset(size))
@@ -146,4 +179,6 @@ def test_offset_heads_look_at_the_neighbours_from_the_start():
     inner = torch.arange(4, 60)
     for head, offset in enumerate((-1, 1, -2, 2)):
         share = weights[:, head, inner, inner + offset].mean().item()
-        assert share > 0.5, f"head {head} gives {share:.2f} of its attention to offset {offset:+d}, expected over half"
+        assert share > 0.5, (
+            f"head {head} gives {share:.2f} of its attention to offset {offset:+d}, expected over half"
+        )

@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, SPECIAL_TOKENS, atomic_write
-from model import init_normal, load_tokenizer, read_weights
+from model import (
+    SPECIAL_TOKENS,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    atomic_write,
+    init_normal,
+    load_tokenizer,
+    read_weights,
+)
 
 WORDS = [*SPECIAL_TOKENS, "the", "cat", "##s", "sat", "a", "##b", "[", "]", "mask", "é", "e"]
 SMALL = {"vocab_size": len(WORDS), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -70,7 +79,12 @@ def test_we_read_their_masked_lm(kind, tmp_path):
     if kind != "safetensors":
         weights = theirs.state_dict()
         if kind == "2018":
-            old = {n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta") for n in weights}
+            old = {
+                n: n.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                    "LayerNorm.bias", "LayerNorm.beta"
+                )
+                for n in weights
+            }
             weights = {old[name]: tensor for name, tensor in weights.items() if "decoder.bias" not in name}
         torch.save(weights, tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
@@ -85,7 +99,9 @@ def test_we_read_their_classifier_and_bare_encoder(tmp_path):
     ours = BertForSequenceClassification.from_pretrained(tmp_path / "c")
     assert ours.config.num_labels == 3 and close(ours(IDS, MASK, TYPES), theirs(IDS, MASK, TYPES).logits)
     theirs.bert.save_pretrained(tmp_path / "b")  # names without "bert."
-    assert close(BertModel.from_pretrained(tmp_path / "b")(IDS, MASK)[1], theirs.bert(IDS, MASK).pooler_output)
+    assert close(
+        BertModel.from_pretrained(tmp_path / "b")(IDS, MASK)[1], theirs.bert(IDS, MASK).pooler_output
+    )
 
 
 def test_parameter_names_are_hugging_faces(tmp_path):
@@ -95,7 +111,9 @@ def test_parameter_names_are_hugging_faces(tmp_path):
         (BertForSequenceClassification, transformers.BertForSequenceClassification),
         (BertModel, transformers.BertModel),
     ):
-        assert set(ours(BertConfig(**SMALL)).state_dict()) == set(theirs(their_config(transformers)).state_dict())
+        assert set(ours(BertConfig(**SMALL)).state_dict()) == set(
+            theirs(their_config(transformers)).state_dict()
+        )
 
 
 def test_transformers_tokenizer_agrees(folder):
@@ -115,7 +133,10 @@ def test_vocabulary_alone_is_uncased_unless_it_says_otherwise(tmp_path):
 
 def test_heads_a_folder_lacks_start_fresh_and_are_named(folder):
     model = BertForSequenceClassification.from_pretrained(folder[0], num_labels=3)
-    assert [n for n in model.newly_initialised if "classifier" in n] == ["classifier.bias", "classifier.weight"]
+    assert [n for n in model.newly_initialised if "classifier" in n] == [
+        "classifier.bias",
+        "classifier.weight",
+    ]
     model.save_pretrained(folder[0].parent / "c")
     again = BertForSequenceClassification.from_pretrained(folder[0].parent / "c", num_labels=2)
     assert again.newly_initialised == ["classifier.bias", "classifier.weight"] and again(IDS).shape == (3, 2)
@@ -128,7 +149,9 @@ class Hostile:
         return (Path.touch, (Path("hostile-code-ran"),))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "pickle", "wrong shape", "no encoder", "missing"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "garbage", "pickle", "wrong shape", "no encoder", "missing"]
+)
 def test_damaged_weights_are_named(folder, damage, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = folder[0] / "pytorch_model.bin"
@@ -141,7 +164,12 @@ def test_damaged_weights_are_named(folder, damage, tmp_path, monkeypatch):
     elif damage == "missing":
         file.unlink()
     else:
-        new = {"truncated": content[:5000], "empty": b"", "garbage": b"\0" * 100, "pickle": pickle.dumps(Hostile())}
+        new = {
+            "truncated": content[:5000],
+            "empty": b"",
+            "garbage": b"\0" * 100,
+            "pickle": pickle.dumps(Hostile()),
+        }
         file.write_bytes(new[damage])
     with pytest.raises((ValueError, FileNotFoundError), match=str(folder[0].name)):
         BertForMaskedLM.from_pretrained(folder[0])
@@ -162,7 +190,13 @@ def test_truncated_safetensors_are_named(cut, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"model_type": "gpt2"}, {"hidden_size": "wide"}, {"hidden_size": 30}, {"hidden_act": "mish"}, {"vocab_size": -1}]
+    [
+        {"model_type": "gpt2"},
+        {"hidden_size": "wide"},
+        {"hidden_size": 30},
+        {"hidden_act": "mish"},
+        {"vocab_size": -1},
+    ]
     + [{"num_attention_heads": 0}, {"position_embedding_type": "relative_key"}, {"num_hidden_layers": None}],
 )
 def test_a_config_that_cannot_be_built_is_named(folder, change):
@@ -179,7 +213,9 @@ def test_a_damaged_config_is_named(folder, content):
         BertForMaskedLM.from_pretrained(folder[0])
 
 
-@pytest.mark.parametrize("content, reason", [("the\ncat\n", r"lacks \[PAD\]"), ("", "lacks"), ("\0\udcff", "damaged|lacks")])
+@pytest.mark.parametrize(
+    "content, reason", [("the\ncat\n", r"lacks \[PAD\]"), ("", "lacks"), ("\0\udcff", "damaged|lacks")]
+)
 def test_a_vocabulary_without_special_tokens_is_refused(tmp_path, content, reason):
     (tmp_path / "vocab.txt").write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=reason):

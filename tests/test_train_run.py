@@ -1,4 +1,4 @@
-"""Whole runs of train.py: what they write, exact resume, accumulation, processes, what they learn, bad input."""
+"""Whole runs of train.py: files, exact resume, accumulation, processes, what is learned, bad input."""
 
 import csv
 import json
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import PROJECT, SMALL
 
 import train as program
-from conftest import PROJECT, SMALL
 from masking import RULES, blank_entropy
 from model import BertForMaskedLM, load_tokenizer
 
@@ -50,7 +50,10 @@ def test_a_run_writes_a_folder_that_transformers_opens(train, tmp_path, capsys):
     for word in ("model ", "tokens ", "floor ", "held-out loss", "best ", "guesses", "next "):
         assert word in printed, f"the reader should see {word!r}"
     transformers = pytest.importorskip("transformers")
-    theirs, ours = transformers.BertForMaskedLM.from_pretrained(out).eval(), BertForMaskedLM.from_pretrained(out)
+    theirs, ours = (
+        transformers.BertForMaskedLM.from_pretrained(out).eval(),
+        BertForMaskedLM.from_pretrained(out),
+    )
     ids = torch.tensor([load_tokenizer(out).encode("barn cost dump").ids])
     assert (ours(ids) - theirs(ids).logits).abs().max() <= 1e-5 * ours(ids).abs().max()
 
@@ -58,7 +61,12 @@ def test_a_run_writes_a_folder_that_transformers_opens(train, tmp_path, capsys):
 CHOICES = [("--masking", "random"), ("--masking", "random", "--whole-word"), ("--reading", "visible")]
 CHOICES += [("--select", rule) for rule in RULES]
 CHOICES += [("--random-share", 0.5), ("--whole-word",), ("--corruption", "100-0-0"), ("--mask-ratio", 0.4)]
-CHOICES += [("--select", "sample", "--select-temperature", 0.5), ("--candidates", 3), ("--init", "normal"), ("--dropout", 0.1)]
+CHOICES += [
+    ("--select", "sample", "--select-temperature", 0.5),
+    ("--candidates", 3),
+    ("--init", "normal"),
+    ("--dropout", 0.1),
+]
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: " ".join(map(str, choice)))
@@ -84,7 +92,16 @@ def test_every_choice_runs_and_resumes_to_the_same_bits(train, tmp_path, choice)
 
 def test_kill_9_and_resume_equals_an_unbroken_run(train, tmp_path, corpus, cache):
     train("--steps", 40, "--eval-every", 5, out="whole")
-    command = [sys.executable, PROJECT / "train.py", "--corpus", corpus, "--cache", cache, "--out", tmp_path / "broken"]
+    command = [
+        sys.executable,
+        PROJECT / "train.py",
+        "--corpus",
+        corpus,
+        "--cache",
+        cache,
+        "--out",
+        tmp_path / "broken",
+    ]
     command += [*SMALL, "--steps", "40", "--eval-every", "5"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / "broken" / "checkpoint.previous.pt").exists():
@@ -130,7 +147,17 @@ def test_gradients_of_pieces_add_up_to_the_mean_over_the_steps_masked_tokens(tra
     monkeypatch.setattr(program.Pretraining, "loss", loss)
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     for pieces in (1, 4):
-        train("--masking", "random", "--whole-word", "--accumulate", pieces, "--steps", 1, out=f"p{pieces}", text=tmp_path / "words.txt")
+        train(
+            "--masking",
+            "random",
+            "--whole-word",
+            "--accumulate",
+            pieces,
+            "--steps",
+            1,
+            out=f"p{pieces}",
+            text=tmp_path / "words.txt",
+        )
     assert masks[0] == sum(masks[1:]) and len(set(masks[1:])) > 1, f"the pieces should be unequal: {masks}"
     for whole, in_pieces in zip(*gradients, strict=True):
         assert (whole - in_pieces).abs().max() <= 1e-4 * whole.abs().max() + 1e-8
@@ -140,37 +167,75 @@ def test_gradients_of_pieces_add_up_to_the_mean_over_the_steps_masked_tokens(tra
 def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, masking):
     options = ["--masking", masking] + (["--entropy-warmup", "0"] if masking == "self" else [])
     train(*options, out="one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", "29511", PROJECT / "train.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port",
+        "29511",
+        PROJECT / "train.py",
+    ]
     command += ["--corpus", corpus, "--cache", cache, "--out", tmp_path / "two", *SMALL, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
-    assert float(log(tmp_path / "one")[-1]["loss"]) == pytest.approx(float(log(tmp_path / "two")[-1]["loss"]), rel=1e-4)
+    assert float(log(tmp_path / "one")[-1]["loss"]) == pytest.approx(
+        float(log(tmp_path / "two")[-1]["loss"]), rel=1e-4
+    )
 
 
 def test_masking_rules_share_start_data_order_and_number_of_masks(train):
     runs = []
     original = program.take_rows
-    for options in (("--masking", "random"), ("--entropy-warmup", 0), ("--reading", "visible", "--select", "low")):
+    for options in (
+        ("--masking", "random"),
+        ("--entropy-warmup", 0),
+        ("--reading", "visible", "--select", "low"),
+    ):
         seen = []
-        program.take_rows = lambda ids, index, *a, seen=seen: (seen.append(index.tolist()), original(ids, index, *a))[1]
+        program.take_rows = lambda ids, index, *a, seen=seen: (
+            seen.append(index.tolist()),
+            original(ids, index, *a),
+        )[1]
         train(*options, out="-".join(map(str, options)))
         runs.append(seen)
     program.take_rows = original
-    assert runs[0] == runs[1] == runs[2], "runs that differ in their masking rule alone must see the same rows"
+    assert runs[0] == runs[1] == runs[2], (
+        "runs that differ in their masking rule alone must see the same rows"
+    )
 
 
 def test_teacher_masking_and_continued_pretraining(train, tmp_path):
     train(out="teacher")
     teacher = BertForMaskedLM.from_pretrained(tmp_path / "teacher")
-    student = train("--masking", "teacher", "--teacher", tmp_path / "teacher", "--entropy-warmup", 0, out="student")
+    student = train(
+        "--masking", "teacher", "--teacher", tmp_path / "teacher", "--entropy-warmup", 0, out="student"
+    )
     read = student.teacher.state_dict()
-    assert all(torch.equal(tensor, read[name]) for name, tensor in teacher.state_dict().items()), "a teacher is frozen"
+    assert all(torch.equal(tensor, read[name]) for name, tensor in teacher.state_dict().items()), (
+        "a teacher is frozen"
+    )
     assert not student.teacher.training and not any(p.requires_grad for p in student.teacher.parameters())
-    more = train("--from", tmp_path / "teacher", "--steps", 1, "--lr", 1e-9, "--masking", "random", out="more", small=False)
+    more = train(
+        "--from",
+        tmp_path / "teacher",
+        "--steps",
+        1,
+        "--lr",
+        1e-9,
+        "--masking",
+        "random",
+        out="more",
+        small=False,
+    )
     for name, tensor in more.model.state_dict().items():
-        assert torch.allclose(tensor, read[name], atol=1e-6), f"--from must start from the weights of the folder: {name}"
+        assert torch.allclose(tensor, read[name], atol=1e-6), (
+            f"--from must start from the weights of the folder: {name}"
+        )
 
 
 def test_compile_falls_back_and_prints_the_reason(train, tmp_path, capsys, monkeypatch):
@@ -186,22 +251,39 @@ def test_compile_falls_back_and_prints_the_reason(train, tmp_path, capsys, monke
 
 @pytest.mark.skipif(not os.environ.get("SLOW"), reason="compiles for a minute; set SLOW=1 to run it")
 def test_compiled_training_equals_plain_training(train, tmp_path):
-    one, other = train("--entropy-warmup", 0, out="plain"), train("--compile", "--entropy-warmup", 0, out="compiled")
+    one, other = (
+        train("--entropy-warmup", 0, out="plain"),
+        train("--compile", "--entropy-warmup", 0, out="compiled"),
+    )
     assert float(one.log[-1]["loss"]) == pytest.approx(other.log[-1]["loss"], rel=1e-3)
 
 
 def a_language(path, lines=3000):
-    """Six words in a circle; after "four" one of 16 colours, after "six" one of two tastes: entropies are known."""
+    """Six words in a circle; after "four" one of 16 colours, after "six" one of two tastes."""
     rng = random.Random(0)
     colours = [a + b for a in ("re", "bl", "gr", "wh") for b in ("do", "ka", "mi", "zu")]
-    parts = (f"one two three four {rng.choice(colours)} five six {rng.choice(('sweet', 'sour'))}" for _ in range(lines))
+    parts = (
+        f"one two three four {rng.choice(colours)} five six {rng.choice(('sweet', 'sour'))}"
+        for _ in range(lines)
+    )
     path.write_text("".join(part + ("\n" if i % 50 == 49 else " ") for i, part in enumerate(parts)))
     return set(colours)
 
 
 def test_self_masking_finds_the_uncertain_words_of_a_known_language(train, tmp_path):
     colours = a_language(tmp_path / "language.txt")
-    settings = ["--batch-size", 16, "--steps", 300, "--eval-every", 100, "--entropy-warmup", 0.5, "--lr", 2e-3]
+    settings = [
+        "--batch-size",
+        16,
+        "--steps",
+        300,
+        "--eval-every",
+        100,
+        "--entropy-warmup",
+        0.5,
+        "--lr",
+        2e-3,
+    ]
     train(*settings, text=tmp_path / "language.txt")
     model, tokenizer = BertForMaskedLM.from_pretrained(tmp_path / "out"), load_tokenizer(tmp_path / "out")
     line = "one two three four redo five six sweet " * 3
@@ -215,7 +297,9 @@ def test_self_masking_finds_the_uncertain_words_of_a_known_language(train, tmp_p
     assert entropy["three"] < 0.3 and entropy["two"] < 0.3, f"these words are certain, entropy 0: {entropy}"
     assert entropy["sweet"] == pytest.approx(math.log(2), abs=0.15), "one of two: log 2"
     assert entropy["redo"] == pytest.approx(math.log(16), abs=0.3), "one of sixteen: log 16"
-    assert float(log(tmp_path / "out")[-1]["masked_entropy"]) > float(log(tmp_path / "out")[0]["masked_entropy"])
+    assert float(log(tmp_path / "out")[-1]["masked_entropy"]) > float(
+        log(tmp_path / "out")[0]["masked_entropy"]
+    )
     assert colours
 
 
@@ -231,7 +315,10 @@ BAD = {
     "mask ratio 0": (["--mask-ratio", "0"], "mask ratio 0"),
     "mask ratio 1.5": (["--mask-ratio", "1.5"], "mask ratio 1.5"),
     "few candidates": (["--candidates", "0.5"], "candidates"),
-    "no effect": (["--masking", "random", "--select", "high"], "--select has no effect with --masking random"),
+    "no effect": (
+        ["--masking", "random", "--select", "high"],
+        "--select has no effect with --masking random",
+    ),
     "uneven pieces": (["--accumulate", "3"], "no multiple of 3 pieces"),
     "no steps": (["--steps", "0"], "--steps 0"),
     "no such device": (["--device", "warp"], "--device warp cannot be used"),
