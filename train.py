@@ -47,7 +47,6 @@ PLATEAU = 0.3  # nats below the unigram floor at which a run has left the platea
 SENTENCES = ("The capital of France [MASK] Paris.", "The function [MASK] a list.", "It is one of the [MASK].")
 
 # ---- options ----
-# ---- options ----
 
 
 def option(default, text, **settings):
@@ -73,7 +72,7 @@ class Options:
     seq_len: int = option(128, "tokens a row, [CLS] and [SEP] included")
     batch_size: int = option(16, "rows a step, over all processes")
     accumulate: int = option(1, "pieces in which a process computes its rows, to save memory")
-    steps: int = option(3000, "updates of the weights")
+    steps: int = option(2000, "updates of the weights")
     lr: float = option(1e-3, "highest learning rate")
     warmup: float = option(0.05, "steps* until it is reached; then linear to 0")
     masking: str = option("self", "whose entropy chooses the masks", choices=["random", "self", "teacher"])
@@ -402,15 +401,12 @@ class Pretraining:
         self.o, self.step, self.seconds, self.log = o, 0, 0.0, []
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.dtype = pick_hardware(o.device, o.dtype)
-        on_gpu = self.device.type == "cuda"
-        self.hardware = torch.cuda.get_device_name(self.device) if on_gpu else platform.machine()
         if self.world > 1:
-            dist.init_process_group("nccl" if on_gpu else "gloo")
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.tokenizer, self.train_ids, self.held_out_ids, self.facts = prepare_text(o, self.rank)
         self.rows = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
         self.cls, self.sep, self.mask = (self.vocab[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
-        self.special = [self.vocab[token] for token in bert.SPECIAL_TOKENS]
         pieces = sorted(self.vocab, key=self.vocab.get)
         self.continues = torch.tensor([piece.startswith("##") for piece in pieces], device=self.device)
         self.places = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
@@ -421,22 +417,21 @@ class Pretraining:
         self.model = self.make_model().train().to(self.device)
         self.teacher = self.load_reference(o.teacher) if o.teacher else None
         self.optimizer = make_optimizer(self.model, o.lr)
+        self.forget()
         if o.compile:
             self.compile()
-        self.forget()
 
     def make_model(self) -> bert.BertForMaskedLM:
         """The model at the start: fresh weights, or those of --from."""
-        o, size = self.o, {"vocab_size": len(self.vocab), "max_position_embeddings": max(512, self.o.seq_len)}
-        dropout = {"hidden_dropout_prob": o.dropout, "attention_probs_dropout_prob": o.dropout}
+        o = self.o
+        changes = {"hidden_dropout_prob": o.dropout, "attention_probs_dropout_prob": o.dropout}
         if o.from_:
-            model = bert.BertForMaskedLM.from_pretrained(o.from_, **dropout)
+            model = bert.BertForMaskedLM.from_pretrained(o.from_, **changes)
             if model.config.vocab_size < len(self.vocab) or model.config.max_position_embeddings < o.seq_len:
-                raise ValueError(
-                    f"--seq-len {o.seq_len} or the tokenizer of {o.from_} is larger than its model"
-                )
+                raise ValueError(f"--seq-len {o.seq_len} or the tokenizer of {o.from_} exceeds its model")
             return model
-        model = bert.BertForMaskedLM(bert.BertConfig.preset(o.size, **size, **dropout))
+        changes |= {"vocab_size": len(self.vocab), "max_position_embeddings": max(512, o.seq_len)}
+        model = bert.BertForMaskedLM(bert.BertConfig.preset(o.size, **changes))
         random = torch.Generator().manual_seed(stream(o.seed, "weights"))
         bert.init_normal(model, model.config.initializer_range, random)
         if o.init == "offset-heads":
@@ -452,14 +447,13 @@ class Pretraining:
         return bert.BertForMaskedLM.from_pretrained(folder).requires_grad_(False).to(self.device)
 
     def compile(self):
-        """torch.compile for encoder and head in place, tried on one step; falls back and says why."""
+        """torch.compile for encoder and head in place, tried on one piece; falls back and says why."""
         parts = (self.model.bert, self.model.cls["predictions"])
+        ids = torch.zeros(self.pieces()[0].stop, self.o.seq_len, dtype=torch.long, device=self.device)
         try:
             for part in parts:
                 part.compile()
-            ids = torch.zeros(self.pieces()[0].stop, self.o.seq_len, dtype=torch.long, device=self.device)
-            with self.autocast():
-                self.model(ids, positions=ids[:, : self.places]).float().sum().backward()
+            self.loss(ids, ids[:, : self.places], ids[:, : self.places])[0].backward()
         except Exception as error:
             print(f"going on without --compile: {type(error).__name__}: {str(error).splitlines()[0]}")
             for part in parts:
@@ -470,6 +464,10 @@ class Pretraining:
         """Matrix products in the chosen dtype; weights, softmax, LayerNorm and loss stay float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def eligible(self, ids):
+        """bool [B, T]: the positions that may be masked."""
+        return masking.eligible_positions(ids, [self.cls, self.sep])
+
     def draw_exam(self):
         """Fixed held-out rows under fixed random masks, all [MASK]: (corrupted ids, places, labels)."""
         rows = len(self.held_out_ids) // (self.o.seq_len - 2)
@@ -479,10 +477,6 @@ class Pretraining:
         selected = masking.select_positions("random", self.eligible(ids), EXAM_RATIO, generator=random)
         places = masking.as_places(selected, masking.mask_budget(self.o.seq_len - 2, EXAM_RATIO))
         return ids.masked_fill(selected, self.mask), places, ids.gather(1, places)
-
-    def eligible(self, ids):
-        """bool [B, T]: the positions that may be masked."""
-        return masking.eligible_positions(ids, [self.cls, self.sep])
 
     def examine(self, model) -> tuple[float, float]:
         """Held-out loss (nats a token) and accuracy of a model: the yardstick all masking rules share."""
@@ -504,33 +498,38 @@ class Pretraining:
     def choose(self, ids, random: torch.Generator) -> torch.Tensor:
         """The positions to mask in the rows [B, T] of this step, bool [B, T].
 
-        Every process sees all rows and draws the same random numbers; it reads the entropies of its own rows
-        only.
+        Every process sees all rows and draws the same random numbers; it reads the entropy of its own rows.
         """
-        o, eligible = self.o, self.eligible(ids)
+        o, eligible, candidates = self.o, self.eligible(ids), None
         words = ~self.continues[ids] if o.whole_word else None
         if o.masking == "random" or self.step < as_steps(o.entropy_warmup, o.steps):
             return masking.select_positions(
                 "random", eligible, o.mask_ratio, generator=random, word_start=words
             )
-        source, candidates, entropy = self.teacher or self.model, None, []
+        source, entropy = self.teacher or self.model, []
         if o.reading == "blank":
             candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, random, words)
             count = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
             blanks = candidates if o.whole_word else masking.as_places(candidates, count)
-        with self.autocast():
-            for piece in self.pieces():
+        for piece in self.pieces():
+            with self.autocast():
                 if o.reading == "blank":
                     entropy.append(masking.blank_entropy(source, ids[piece], blanks[piece], self.mask))
                 else:
                     entropy.append(masking.sequence_entropy(source, ids[piece]))
-        entropy = torch.cat(entropy)
         if self.world > 1:
-            shares = [torch.empty_like(entropy) for _ in range(self.world)]
-            dist.all_gather(shares, entropy)
-            entropy = torch.cat(shares)
+            own, entropy = (
+                torch.cat(entropy),
+                [
+                    torch.empty(len(ids) // self.world, o.seq_len, device=self.device)
+                    for _ in range(self.world)
+                ],
+            )
+            dist.all_gather(entropy, own)
         settings = (o.select_temperature, random, o.random_share, words)
-        return masking.select_positions(o.select, eligible, o.mask_ratio, entropy, candidates, *settings)
+        return masking.select_positions(
+            o.select, eligible, o.mask_ratio, torch.cat(entropy), candidates, *settings
+        )
 
     def loss(self, ids, places, labels):
         """The objective, summed over the masked tokens, and the sums behind `columns`."""
@@ -541,16 +540,16 @@ class Pretraining:
 
     def update(self):
         """One step: rows, masks, gradient, new weights. Nothing here waits for a GPU."""
-        o, random = self.o, torch.Generator(self.device).manual_seed(stream(self.o.seed, "masks", self.step))
+        o, special = self.o, [self.vocab[token] for token in bert.SPECIAL_TOKENS]
+        random = torch.Generator(self.device).manual_seed(stream(o.seed, "masks", self.step))
         torch.manual_seed(stream(o.seed, "dropout", self.step) + self.rank)
         index = rows_of_step(o, self.step, self.rows)
         ids = take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(
             self.device, non_blocking=True
         )
         selected = self.choose(ids, random)
-        corrupted, labels = masking.corrupt(
-            ids, selected, self.mask, len(self.vocab), self.special, o.corruption, random
-        )
+        settings = (self.mask, len(self.vocab), special, o.corruption, random)
+        corrupted, labels = masking.corrupt(ids, selected, *settings)
         places = masking.as_places(selected, self.places)
         labels = labels.gather(1, places)
         masked = (labels != IGNORE).float()
@@ -573,8 +572,7 @@ class Pretraining:
         )
         self.counts += counts
         self.distinct += (counts > 0).sum()
-        self.last = corrupted, places
-        self.step += 1
+        self.last, self.step = (corrupted, places), self.step + 1
 
     def lr(self) -> float:
         """The learning rate of the coming step."""
@@ -595,42 +593,38 @@ class Pretraining:
         if not np.isfinite(values).all():
             kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
             raise ValueError(
-                f"the loss is not finite at step {self.step} ({kept}); try a lower --lr, --dtype float32"
+                f"loss not finite at step {self.step} ({kept}); try a lower --lr, --dtype float32"
             )
         return {name: value / max(1, count) for name, value in zip(self.columns, values, strict=True)}
 
     def report(self, speed: float):
-        """Evaluate, warn if the masks collapse, add a line to the log, save."""
+        """Evaluate, add a line to the log, warn if the masks collapse, save."""
         o, past, means = self.o, self.log, self.means()
         loss, accuracy = self.examine(self.model)
         corrupted, places = (part[self.pieces()[0]] for part in self.last)
         with self.autocast():
             entropy = masking.blank_entropy(self.model, corrupted, places, self.mask).gather(1, places).mean()
-        commonest = (self.counts.max() / self.counts.sum()).item()
-        self.log.append({
-            "step": self.step, "tokens": self.step * o.batch_size * o.seq_len, **means,
-            "held_out_loss": loss, "held_out_accuracy": accuracy,
-            "on_plateau": int(loss > self.floor - PLATEAU and all(line["on_plateau"] for line in past)),
-            "masked_entropy": entropy.item(), "commonest_share": commonest,
-            "distinct_ids": self.distinct.item() / (self.step - (past[-1]["step"] if past else 0)),
-            "lr": self.lr(), "seconds": round(self.seconds, 2), "tokens_per_second": round(speed),
-        })  # fmt: skip
-        line, best = self.log[-1], min(line["held_out_loss"] for line in self.log)
-        if self.rank == 0:
-            where = "on the plateau" if line["on_plateau"] else f"{self.floor - loss:.2f} below the floor"
-            tqdm.write(
-                f"step {self.step:>6,} | held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f} | masked: loss "
-                f"{means['loss']:.3f}, entropy {entropy:.2f}, {line['distinct_ids']:.0f} ids a step, "
-                f"commonest {commonest:.1%}"
-            )
-            times = commonest / self.unigram.max().item()
-            if loss > best + 0.3 or times > 2.5:
-                tqdm.write(
-                    f"WARNING: the masks may be collapsing: held-out loss {loss - best:.2f} above its best, commonest "
-                    f"masked token {times:.1f} times as frequent as in the text; try --reading blank, --select sample"
-                )
+        common = (self.counts.max() / self.counts.sum()).item()
+        line = {"step": self.step, "tokens": self.step * o.batch_size * o.seq_len, **means}
+        line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "masked_entropy": entropy.item()}
+        line["on_plateau"] = int(loss > self.floor - PLATEAU and all(line["on_plateau"] for line in past))
+        line["distinct_ids"] = self.distinct.item() / (self.step - (past[-1]["step"] if past else 0))
+        line |= {"commonest_share": common, "lr": self.lr(), "seconds": round(self.seconds, 2)}
+        self.log.append({**line, "tokens_per_second": round(speed)})
         self.forget()
         if self.rank == 0:
+            where = "on the plateau" if line["on_plateau"] else f"{self.floor - loss:.2f} below the floor"
+            masks = f"entropy {entropy:.2f}, {line['distinct_ids']:.0f} ids a step, commonest {common:.1%}"
+            score = f"held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}"
+            tqdm.write(f"step {self.step:,}: {score}; masked {masks}")
+            above = loss - min(line["held_out_loss"] for line in self.log)
+            times = common / self.unigram.max().item()
+            if above > 0.3 or times > 2.5:
+                tqdm.write(f"WARNING: the masks may be collapsing: held-out loss {above:.2f} above its best,")
+                tqdm.write(
+                    f"commonest masked token {times:.1f} times as frequent as in the text. Try --reading"
+                )
+                tqdm.write("blank, --select sample, --random-share 0.5 or a longer --entropy-warmup.")
             self.save()
 
     def save(self):
@@ -663,12 +657,12 @@ class Pretraining:
         )
 
     def run(self):
-        """Train to --steps. Ctrl-C finishes the step and saves (not under torchrun: there, evaluations do)."""
+        """Train to --steps. Ctrl-C finishes the step and saves (under torchrun evaluations alone save)."""
         o, first, stop = self.o, self.step, []
         if self.world == 1:
             signal.signal(signal.SIGINT, lambda *_: stop.append(True))
             signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
-        peak = next((flops for card, flops in PEAK_FLOPS.items() if card in self.hardware), None)
+        peak = next((flops for card, flops in PEAK_FLOPS.items() if card in hardware_name(self.device)), None)
         bar = tqdm(total=o.steps, initial=first, disable=True if self.rank else None, unit=" steps")
         mark, marked = time.time(), first
         while self.step < o.steps and not stop:
@@ -706,6 +700,11 @@ class Pretraining:
 # ---- start and end ----
 
 
+def hardware_name(device: torch.device) -> str:
+    """The name of the GPU or of the kind of processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
 def describe(run: Pretraining):
     """Print what a run is before it starts, and write it to args.json."""
     o, model, facts = run.o, run.model, run.facts
@@ -716,7 +715,7 @@ def describe(run: Pretraining):
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     hardware = {
         "device": str(run.device),
-        "name": run.hardware,
+        "name": hardware_name(run.device),
         "cpus": os.cpu_count(),
         "processes": run.world,
     }
@@ -726,20 +725,22 @@ def describe(run: Pretraining):
     record = {"command": " ".join(sys.argv), "options": asdict(o), "versions": versions, "hardware": hardware}
     record |= {"git_commit": git.stdout.strip(), "text": facts, "unigram_floor": run.floor}
     bert.write_json(Path(o.out) / "args.json", record)
+    work = flops_per_token(model.config, o) / 1e6
     masks = f"{o.masking}, {run.places} of {o.seq_len - 2} tokens a row, {o.corruption}"
     if o.masking != "random":
         masks += (
             f", {o.select} of {o.reading} entropy after {as_steps(o.entropy_warmup, o.steps):,} random steps"
         )
     print(f"""\
-model   {o.from_ or o.size}: {sizes[0]:,} parameters (embeddings {sizes[1]:,}, encoder {sizes[2]:,})
-text    {", ".join(o.corpus) or "documentation on this machine"}, {facts["characters"] / 1e6:.1f} MB;
-        {facts["duplicates"]:,} of {facts["paragraphs"]:,} paragraphs are duplicates and left out
-tokens  {len(run.train_ids):,} to train on, {len(run.held_out_ids):,} held out; {len(run.vocab):,} word pieces
+model   {o.from_ or o.size}: {sizes[0]:,} parameters ({sizes[1]:,} embeddings, {sizes[2]:,} encoder)
+text    {", ".join(o.corpus) or "documentation on this machine"}, {facts["characters"] / 1e6:.1f} MB,
+        less {facts["duplicates"]:,} duplicates of {facts["paragraphs"]:,} paragraphs
+tokens  {len(run.train_ids):,} to learn, {len(run.held_out_ids):,} held out; {len(run.vocab):,} word pieces
 steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens, {o.steps * o.batch_size / run.rows:.1f} epochs
 masks   {masks}
-device  {run.hardware}, {str(run.dtype)[6:]}, {flops_per_token(model.config, o) / 1e6:.1f} MFLOP a token
-floor   {run.floor:.3f} nats, held-out loss of word frequencies alone; the unigram plateau ends {PLATEAU} below""")
+device  {hardware_name(run.device)}, {str(run.dtype)[6:]}, {work:.1f} MFLOP a token
+floor   {run.floor:.3f} nats a token for knowing word frequencies alone, held out; the unigram plateau
+        ends {PLATEAU} below it""")
 
 
 def conclude(run: Pretraining):
