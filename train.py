@@ -281,12 +281,16 @@ def prepare_text(o: Options, rank: int = 0):
                 tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab()).to_str())
             bert.write_json(work / "facts.json", tokenise(read_documents(paths), tokenizer, work))
             bert.save_tokenizer(tokenizer, work)
-            work.rename(folder)
+            if not folder.is_dir():  # another run may have been faster
+                work.rename(folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     if dist.is_initialized():
         dist.barrier()
-    train, held_out = (np.fromfile(folder / f"{side}.ids", np.int32) for side in ("train", "held_out"))
+    files = [folder / f"{side}.ids" for side in ("train", "held_out")]
+    train, held_out = (
+        np.memmap(f, np.int32, "r") if f.stat().st_size else np.empty(0, np.int32) for f in files
+    )
     body = o.seq_len - 2
     if min(len(train), len(held_out)) < body:  # few documents: the end of the text is held out instead
         everything = np.concatenate((train, held_out))
@@ -659,32 +663,38 @@ class Pretraining:
     def run(self):
         """Train to --steps. Ctrl-C finishes the step and saves (under torchrun evaluations alone save)."""
         o, first, stop = self.o, self.step, []
-        if self.world == 1:
-            signal.signal(signal.SIGINT, lambda *_: stop.append(True))
-            signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+        signals = (signal.SIGINT, signal.SIGTERM) if self.world == 1 else ()
+        handlers = {name: signal.signal(name, lambda *_: stop.append(True)) for name in signals}
         peak = next((flops for card, flops in PEAK_FLOPS.items() if card in hardware_name(self.device)), None)
         bar = tqdm(total=o.steps, initial=first, disable=True if self.rank else None, unit=" steps")
         mark, marked = time.time(), first
-        while self.step < o.steps and not stop:
-            self.update()
-            bar.update()
-            evaluates = self.step % o.eval_every == 0 or self.step == o.steps
-            if evaluates or stop or self.step % 20 == 0:
-                shown = {name: f"{value:.3f}" for name, value in self.means().items()}  # waits for the device
-                seconds = time.time() - mark
-                speed = (self.step - marked) * o.batch_size * o.seq_len / seconds
-                shown |= {"lr": f"{self.lr():.1e}", "tokens/s": f"{speed:,.0f}"}
-                if peak:
-                    shown["mfu"] = f"{flops_per_token(self.model.config, o) * speed / peak / self.world:.0%}"
-                bar.set_postfix(shown)
-                if (
-                    evaluates or stop or self.step == first + 20
-                ):  # the first steps warm up: not part of a speed
-                    self.seconds += seconds
-                    if evaluates:
-                        self.report(speed)
-                    mark, marked = time.time(), self.step
-        bar.close()
+        try:
+            while self.step < o.steps and not stop:
+                self.update()
+                bar.update()
+                evaluates = self.step % o.eval_every == 0 or self.step == o.steps
+                if evaluates or stop or self.step % 20 == 0:
+                    shown = {
+                        name: f"{value:.3f}" for name, value in self.means().items()
+                    }  # waits for the device
+                    seconds = time.time() - mark
+                    speed = (self.step - marked) * o.batch_size * o.seq_len / seconds
+                    shown |= {"lr": f"{self.lr():.1e}", "tokens/s": f"{speed:,.0f}"}
+                    if peak:
+                        share = flops_per_token(self.model.config, o) * speed / peak / self.world
+                        shown["mfu"] = f"{share:.0%}"
+                    bar.set_postfix(shown)
+                    if (
+                        evaluates or stop or self.step == first + 20
+                    ):  # the first steps warm up: no measure of speed
+                        self.seconds += seconds
+                        if evaluates:
+                            self.report(speed)
+                        mark, marked = time.time(), self.step
+        finally:
+            bar.close()
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
         if stop:
             self.save()
             raise KeyboardInterrupt
