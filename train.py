@@ -389,7 +389,8 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:  # a CPU without these instructions emulates bfloat16, slower than float32
-        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in every version
+        fast = device.type == "cpu" and probe()
     return device, getattr(torch, dtype if dtype != "auto" else "bfloat16" if fast else "float32")
 
 
