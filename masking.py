@@ -320,12 +320,11 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
 
     Returns (list of n tokens without [CLS] and [SEP], list of n entropies, {rule: list of n bools}).
     """
+    longest = model.config.max_position_embeddings
+    if len(tokenizer.encode(text).ids) > longest:
+        print(f"the text is cut to the model's {longest} tokens", file=sys.stderr)
+        tokenizer.enable_truncation(longest)
     encoding = tokenizer.encode(text)
-    if len(encoding.ids) > model.config.max_position_embeddings:
-        print(
-            f"the text is cut to the model's {model.config.max_position_embeddings} tokens", file=sys.stderr
-        )
-        encoding.truncate(model.config.max_position_embeddings)
     ids = torch.tensor([encoding.ids])
     eligible = eligible_positions(ids, [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")])
     if not eligible.any():
@@ -412,8 +411,8 @@ def main(argv=None):
         random = torch.Generator().manual_seed(options.seed)
         picture = read_sentence(model, tokenizer, options.text, options.reading, options.mask_ratio, random)
         limit = math.log(model.config.vocab_size)
-        highest = max(limit / 1.2, *picture[1])
-        title = f"Entropy of each token ({options.reading} reading) in nats, from 0 to log V = {limit:.1f}"
+        highest = max(picture[1])  # the darkest shade
+        title = f"Entropy of each token ({options.reading} reading) in nats; log V = {limit:.1f}"
         print(title)
         print(as_text(*picture, highest, sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
         if options.html:

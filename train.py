@@ -26,6 +26,7 @@ import warnings
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def option(default, text, **settings):
 
 @dataclass
 class Options:
-    """What a run is. Every field is an option; one in "steps*" counts as a share of --steps if below 1."""
+    """What a run is. Every field is a command-line option of the same name."""
 
     corpus: list = option([], ".txt, .gz or .xz files (default: documentation on this machine)", nargs="+")
     vocab: str = option("", "vocab.txt, one word piece a line (default: learned from the corpus)")
@@ -74,7 +75,7 @@ class Options:
     accumulate: int = option(1, "pieces in which a process computes its rows, to save memory")
     steps: int = option(2000, "updates of the weights")
     lr: float = option(1e-3, "highest learning rate")
-    warmup: float = option(0.05, "steps* until it is reached; then linear to 0")
+    warmup: float = option(0.05, "steps until it is reached (below 1: share of --steps); then linear to 0")
     masking: str = option("self", "whose entropy chooses the masks", choices=["random", "self", "teacher"])
     reading: str = option("blank", "entropy of tokens as seen, or hidden", choices=["visible", "blank"])
     candidates: float = option(2.0, "blanks tried per mask in the blank reading")
@@ -82,7 +83,7 @@ class Options:
     select_temperature: float = option(1.0, "tau of --select sample")
     mask_ratio: float = option(0.15, "share of the tokens that is masked")
     random_share: float = option(0.0, "part of the masks drawn at random instead")
-    entropy_warmup: float = option(0.3, "steps* with random masks first")
+    entropy_warmup: float = option(0.3, "steps with random masks first (below 1: share of --steps)")
     whole_word: bool = option(False, "mask all pieces of a word together")
     corruption: str = option("80-10-10", "[MASK]-random-unchanged", choices=list(SCHEMES))
     teacher: str = option("", "checkpoint folder of the model for --masking teacher")
@@ -91,12 +92,13 @@ class Options:
     resume: bool = option(False, "go on with the run in --out, under its options")
     eval_every: int = option(250, "steps between evaluations, log lines and checkpoints")
     compile: bool = option(False, "use torch.compile, if it works")
-    dtype: str = option(
-        "auto",
-        "of matrix products; auto: bfloat16 on hardware that has it",
-        choices=["auto", "float32", "bfloat16"],
-    )
+    dtype: str = option("auto", "auto: bfloat16 if fast here", choices=["auto", "float32", "bfloat16"])
     device: str = option("auto", "cpu, cuda, mps; auto: cuda if there is one")
+
+
+def flag(name: str) -> str:
+    """The option of a field: batch_size is --batch-size, and from_ is --from."""
+    return "--" + name.strip("_").replace("_", "-")
 
 
 def parse_options(kind, description, argv=None) -> dict:
@@ -104,13 +106,12 @@ def parse_options(kind, description, argv=None) -> dict:
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     for f in fields(kind):
         default, settings = f.default_factory(), dict(f.metadata)
-        settings["help"] += "" if default in ("", [], False) else f" (default: {default})"
+        settings["help"] += "" if default is False or default in ("", []) else f" (default: {default})"
         if isinstance(default, bool):
             settings["action"] = "store_true"
         elif isinstance(default, (int, float)):
             settings["type"] = type(default)
-        flag = "--" + f.name.strip("_").replace("_", "-")
-        parser.add_argument(flag, dest=f.name, default=argparse.SUPPRESS, **settings)
+        parser.add_argument(flag(f.name), dest=f.name, default=argparse.SUPPRESS, **settings)
     return vars(parser.parse_args(argv))
 
 
@@ -128,29 +129,20 @@ def check_options(o: Options, given: dict, world: int = 1):
     for applies, cause, names in without_effect:
         for name in names:
             if applies and name in given:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} has no effect with {cause}: leave one of them out"
-                )
+                raise ValueError(f"{flag(name)} has no effect with {cause}: leave one of them out")
     if o.masking == "teacher" and not o.teacher:
         raise ValueError("--masking teacher needs --teacher FOLDER")
-    masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)  # raises for a bad ratio or factor
     limits = dict.fromkeys(("steps", "batch_size", "accumulate", "eval_every"), (1, np.inf))
     limits |= dict.fromkeys(("max_tokens", "warmup", "entropy_warmup", "seed"), (0, np.inf))
-    limits |= {
-        "vocab_size": (100, 2**31),
-        "seq_len": (8, np.inf),
-        "random_share": (0, 1),
-        "dropout": (0, 0.9),
-    }
-    for name, (least, most) in {**limits, "lr": (1e-12, 1e3), "select_temperature": (1e-3, np.inf)}.items():
+    limits |= {"vocab_size": (100, 2**31), "seq_len": (8, 2**20), "lr": (1e-12, 1e3), "candidates": (1, 1e3)}
+    limits |= {"select_temperature": (1e-3, 1e6), "random_share": (0, 1), "dropout": (0, 0.9)}
+    for name, (least, most) in limits.items():
         if not least <= getattr(o, name) <= most:
-            raise ValueError(
-                f"--{name.replace('_', '-')} {getattr(o, name)} is not between {least} and {most}"
-            )
+            raise ValueError(f"{flag(name)} {getattr(o, name)} is not between {least} and {most}")
+    masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # raises for a bad ratio
     if o.batch_size % (o.accumulate * world):
-        raise ValueError(
-            f"--batch-size {o.batch_size} is no multiple of {o.accumulate} pieces x {world} processes"
-        )
+        parts = f"{o.accumulate} pieces x {world} processes"
+        raise ValueError(f"--batch-size {o.batch_size} is no multiple of {parts}")
 
 
 # ---- text ----
@@ -217,7 +209,7 @@ def tokenise(documents, tokenizer: Tokenizer, folder: Path) -> dict:
 
     A document's side follows from a hash of its text. Paragraphs that differ only in case, spaces or digits
     count as the same, and the first one wins on both sides together: none is in both. A literal "[MASK]" in a
-    text stays text. Memory grows with the number of paragraphs (8 bytes of hash each), not with their length.
+    text stays text. Memory grows with the number of paragraphs (a hash of each), not with their length.
     """
     facts = {"documents": 0, "paragraphs": 0, "duplicates": 0, "characters": 0}
     seen, waiting = set(), {"train": [], "held_out": []}
@@ -237,11 +229,8 @@ def tokenise(documents, tokenizer: Tokenizer, folder: Path) -> dict:
             if key not in seen:
                 seen.add(key)
                 new.append(paragraph)
-        side = (
-            "held_out"
-            if zlib.crc32("\n".join(new).encode("utf-8", "replace")) < HELD_OUT * 2**32
-            else "train"
-        )
+        draw = zlib.crc32("\n".join(new).encode("utf-8", "replace")) / 2**32
+        side = "held_out" if draw < HELD_OUT else "train"
         waiting[side] += new
         if len(waiting[side]) > 5000:
             flush(side)
@@ -299,12 +288,8 @@ def prepare_text(o: Options, rank: int = 0):
     train = train[: o.max_tokens or None]
     if len(train) < body:
         raise ValueError(f"{paths[0]}: {len(train)} tokens are too few to train on rows of {o.seq_len}")
-    return (
-        bert.load_tokenizer(folder),
-        train,
-        held_out,
-        {**bert.read_json(folder / "facts.json"), "key": folder.name},
-    )
+    facts = bert.read_json(folder / "facts.json") | {"key": folder.name}
+    return bert.load_tokenizer(folder), train, held_out, facts
 
 
 # ---- rows ----
@@ -380,8 +365,9 @@ def flops_per_token(c: bert.BertConfig, o: Options) -> float:
 
 def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     """Resolve "auto": a GPU if there is one; bfloat16 where the hardware multiplies it, else float32."""
-    if device == "auto":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = "cpu" if device == "auto" else device
     try:
         device = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
@@ -407,14 +393,15 @@ class Pretraining:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.dtype = pick_hardware(o.device, o.dtype)
         if self.world > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one tokenises
         self.tokenizer, self.train_ids, self.held_out_ids, self.facts = prepare_text(o, self.rank)
-        self.rows = len(self.train_ids) // (o.seq_len - 2)
+        self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
         self.cls, self.sep, self.mask = (self.vocab[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
         pieces = sorted(self.vocab, key=self.vocab.get)
         self.continues = torch.tensor([piece.startswith("##") for piece in pieces], device=self.device)
-        self.places = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
+        self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
         counts = torch.from_numpy(np.bincount(self.train_ids, minlength=len(pieces)))
         self.unigram = (counts + 1.0) / (counts + 1.0).sum()  # word frequencies, add-one smoothing
         self.exam = self.draw_exam()
@@ -437,10 +424,10 @@ class Pretraining:
             return model
         changes |= {"vocab_size": len(self.vocab), "max_position_embeddings": max(512, o.seq_len)}
         model = bert.BertForMaskedLM(bert.BertConfig.preset(o.size, **changes))
-        random = torch.Generator().manual_seed(stream(o.seed, "weights"))
-        bert.init_normal(model, model.config.initializer_range, random)
+        rng = torch.Generator().manual_seed(stream(o.seed, "weights"))
+        bert.init_normal(model, model.config.initializer_range, rng)
         if o.init == "offset-heads":
-            bert.init_offset_heads(model.bert, random)
+            bert.init_offset_heads(model.bert, rng)
             # Word frequencies are the first thing an MLM learns; they may as well be given.
             model.cls["predictions"].bias.data.copy_(self.unigram.log())
         return model
@@ -449,7 +436,10 @@ class Pretraining:
         """A frozen model with this run's vocabulary. Raises ValueError if it has another."""
         if bert.load_tokenizer(folder).get_vocab() != self.vocab:
             raise ValueError(f"{folder} has another vocabulary than this run; try --vocab {folder}")
-        return bert.BertForMaskedLM.from_pretrained(folder).requires_grad_(False).to(self.device)
+        model = bert.BertForMaskedLM.from_pretrained(folder).requires_grad_(False)
+        if model.config.max_position_embeddings < self.o.seq_len:
+            raise ValueError(f"{folder} has too few positions for --seq-len {self.o.seq_len}")
+        return model.to(self.device)
 
     def compile(self):
         """torch.compile for encoder and head in place, tried on one piece; falls back and says why."""
@@ -458,7 +448,7 @@ class Pretraining:
         try:
             for part in parts:
                 part.compile()
-            self.loss(ids, ids[:, : self.places], ids[:, : self.places])[0].backward()
+            self.loss(ids, ids[:, : self.masks_per_row], ids[:, : self.masks_per_row])[0].backward()
         except Exception as error:
             print(f"going on without --compile: {type(error).__name__}: {str(error).splitlines()[0]}")
             for part in parts:
@@ -478,8 +468,8 @@ class Pretraining:
         rows = len(self.held_out_ids) // (self.o.seq_len - 2)
         index = np.linspace(0, rows - 1, min(rows, EXAM_ROWS)).astype(int)
         ids = take_rows(self.held_out_ids, index, self.o.seq_len, self.cls, self.sep)
-        random = torch.Generator().manual_seed(stream(0, "exam"))
-        selected = masking.select_positions("random", self.eligible(ids), EXAM_RATIO, generator=random)
+        rng = torch.Generator().manual_seed(stream(0, "exam"))
+        selected = masking.select_positions("random", self.eligible(ids), EXAM_RATIO, generator=rng)
         places = masking.as_places(selected, masking.mask_budget(self.o.seq_len - 2, EXAM_RATIO))
         return ids.masked_fill(selected, self.mask), places, ids.gather(1, places)
 
@@ -500,7 +490,7 @@ class Pretraining:
         first = self.rank * self.o.accumulate
         return [slice((first + i) * size, (first + i + 1) * size) for i in range(self.o.accumulate)]
 
-    def choose(self, ids, random: torch.Generator) -> torch.Tensor:
+    def choose(self, ids, rng: torch.Generator) -> torch.Tensor:
         """The positions to mask in the rows [B, T] of this step, bool [B, T].
 
         Every process sees all rows and draws the same random numbers; it reads the entropy of its own rows.
@@ -508,33 +498,22 @@ class Pretraining:
         o, eligible, candidates = self.o, self.eligible(ids), None
         words = ~self.continues[ids] if o.whole_word else None
         if o.masking == "random" or self.step < as_steps(o.entropy_warmup, o.steps):
-            return masking.select_positions(
-                "random", eligible, o.mask_ratio, generator=random, word_start=words
-            )
-        source, entropy = self.teacher or self.model, []
+            return masking.select_positions("random", eligible, o.mask_ratio, generator=rng, word_start=words)
+        source, entropy = self.teacher or self.model, torch.zeros(ids.shape, device=self.device)
         if o.reading == "blank":
-            candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, random, words)
+            candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, words)
             count = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
             blanks = candidates if o.whole_word else masking.as_places(candidates, count)
         for piece in self.pieces():
             with self.autocast():
                 if o.reading == "blank":
-                    entropy.append(masking.blank_entropy(source, ids[piece], blanks[piece], self.mask))
+                    entropy[piece] = masking.blank_entropy(source, ids[piece], blanks[piece], self.mask)
                 else:
-                    entropy.append(masking.sequence_entropy(source, ids[piece]))
+                    entropy[piece] = masking.sequence_entropy(source, ids[piece])
         if self.world > 1:
-            own, entropy = (
-                torch.cat(entropy),
-                [
-                    torch.empty(len(ids) // self.world, o.seq_len, device=self.device)
-                    for _ in range(self.world)
-                ],
-            )
-            dist.all_gather(entropy, own)
-        settings = (o.select_temperature, random, o.random_share, words)
-        return masking.select_positions(
-            o.select, eligible, o.mask_ratio, torch.cat(entropy), candidates, *settings
-        )
+            dist.all_reduce(entropy)  # rows of other processes are 0 so far
+        settings = (entropy, candidates, o.select_temperature, rng, o.random_share, words)
+        return masking.select_positions(o.select, eligible, o.mask_ratio, *settings)
 
     def loss(self, ids, places, labels):
         """The objective, summed over the masked tokens, and the sums behind `columns`."""
@@ -544,18 +523,16 @@ class Pretraining:
         return loss, torch.stack((loss.detach(), correct))
 
     def update(self):
-        """One step: rows, masks, gradient, new weights. Nothing here waits for a GPU."""
+        """One step: rows, masks, gradient, new weights. Waits for no GPU (but for --whole-word)."""
         o, special = self.o, [self.vocab[token] for token in bert.SPECIAL_TOKENS]
-        random = torch.Generator(self.device).manual_seed(stream(o.seed, "masks", self.step))
+        rng = torch.Generator(self.device).manual_seed(stream(o.seed, "masks", self.step))
         torch.manual_seed(stream(o.seed, "dropout", self.step) + self.rank)
-        index = rows_of_step(o, self.step, self.rows)
-        ids = take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(
-            self.device, non_blocking=True
-        )
-        selected = self.choose(ids, random)
-        settings = (self.mask, len(self.vocab), special, o.corruption, random)
+        index = rows_of_step(o, self.step, self.row_count)
+        ids = take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(self.device)
+        selected = self.choose(ids, rng)
+        settings = (self.mask, len(self.vocab), special, o.corruption, rng)
         corrupted, labels = masking.corrupt(ids, selected, *settings)
-        places = masking.as_places(selected, self.places)
+        places = masking.as_places(selected, self.masks_per_row)
         labels = labels.gather(1, places)
         masked = (labels != IGNORE).float()
         for piece in self.pieces():
@@ -577,7 +554,7 @@ class Pretraining:
         )
         self.counts += counts
         self.distinct += (counts > 0).sum()
-        self.last, self.step = (corrupted, places), self.step + 1
+        self.last, self.step = (corrupted, places, masked), self.step + 1
 
     def lr(self) -> float:
         """The learning rate of the coming step."""
@@ -606,9 +583,10 @@ class Pretraining:
         """Evaluate, add a line to the log, warn if the masks collapse, save."""
         o, past, means = self.o, self.log, self.means()
         loss, accuracy = self.examine(self.model)
-        corrupted, places = (part[self.pieces()[0]] for part in self.last)
+        ids, places, masked = (part[self.pieces()[0]] for part in self.last)
         with self.autocast():
-            entropy = masking.blank_entropy(self.model, corrupted, places, self.mask).gather(1, places).mean()
+            blank = masking.blank_entropy(self.model, ids, places, self.mask).gather(1, places)
+        entropy = (blank * masked).sum() / masked.sum()
         common = (self.counts.max() / self.counts.sum()).item()
         line = {"step": self.step, "tokens": self.step * o.batch_size * o.seq_len, **means}
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "masked_entropy": entropy.item()}
@@ -618,18 +596,15 @@ class Pretraining:
         self.log.append({**line, "tokens_per_second": round(speed)})
         self.forget()
         if self.rank == 0:
-            where = "on the plateau" if line["on_plateau"] else f"{self.floor - loss:.2f} below the floor"
+            where = "on the plateau" if line["on_plateau"] else f"{loss - self.floor:+.2f} from the floor"
             masks = f"entropy {entropy:.2f}, {line['distinct_ids']:.0f} ids a step, commonest {common:.1%}"
             score = f"held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}"
             tqdm.write(f"step {self.step:,}: {score}; masked {masks}")
             above = loss - min(line["held_out_loss"] for line in self.log)
-            times = common / self.unigram.max().item()
-            if above > 0.3 or times > 2.5:
-                tqdm.write(f"WARNING: the masks may be collapsing: held-out loss {above:.2f} above its best,")
-                tqdm.write(
-                    f"commonest masked token {times:.1f} times as frequent as in the text. Try --reading"
-                )
-                tqdm.write("blank, --select sample, --random-share 0.5 or a longer --entropy-warmup.")
+            if above > 0.3 or common > 2.5 * self.unigram.max().item():
+                cause = "" if o.masking == "random" else "; see README, When masks collapse"
+                text = f"held-out loss {above:.2f} above its best, commonest id {common:.1%} of the masks"
+                tqdm.write(f"WARNING: {text}{cause}")
             self.save()
 
     def save(self):
@@ -641,9 +616,10 @@ class Pretraining:
             "key": self.facts["key"],
         }
         state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        bert.atomic_write(out / "checkpoint.new", lambda file: torch.save(state, file))
         if (out / "checkpoint.pt").exists():
             os.replace(out / "checkpoint.pt", out / "checkpoint.previous.pt")
-        bert.atomic_write(out / "checkpoint.pt", lambda file: torch.save(state, file))
+        os.replace(out / "checkpoint.new", out / "checkpoint.pt")
         self.model.save_pretrained(out, self.tokenizer)
         writer = csv.DictWriter(table, self.log[0] if self.log else ["step"])
         writer.writeheader()
@@ -666,7 +642,8 @@ class Pretraining:
         o, first, stop = self.o, self.step, []
         signals = (signal.SIGINT, signal.SIGTERM) if self.world == 1 else ()
         handlers = {name: signal.signal(name, lambda *_: stop.append(True)) for name in signals}
-        peak = next((flops for card, flops in PEAK_FLOPS.items() if card in hardware_name(self.device)), None)
+        card = hardware_name(self.device).replace("-", " ").split()
+        peak = next((PEAK_FLOPS[name] for name in card if name in PEAK_FLOPS), None)
         bar = tqdm(total=o.steps, initial=first, disable=True if self.rank else None, unit=" steps")
         mark, marked = time.time(), first
         try:
@@ -681,7 +658,7 @@ class Pretraining:
                     seconds = time.time() - mark
                     speed = (self.step - marked) * o.batch_size * o.seq_len / seconds
                     shown |= {"lr": f"{self.lr():.1e}", "tokens/s": f"{speed:,.0f}"}
-                    if peak:
+                    if peak and self.dtype == torch.bfloat16:
                         share = flops_per_token(self.model.config, o) * speed / peak / self.world
                         shown["mfu"] = f"{share:.0%}"
                     bar.set_postfix(shown)
@@ -730,24 +707,27 @@ def describe(run: Pretraining):
         "cpus": os.cpu_count(),
         "processes": run.world,
     }
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout
+    except OSError:  # git is not installed
+        git = ""
     record = {"command": " ".join(sys.argv), "options": asdict(o), "versions": versions, "hardware": hardware}
-    record |= {"git_commit": git.stdout.strip(), "text": facts, "unigram_floor": run.floor}
+    record |= {"git_commit": git.strip(), "text": facts, "unigram_floor": run.floor}
     bert.write_json(Path(o.out) / "args.json", record)
-    work = flops_per_token(model.config, o) / 1e6
-    masks = f"{o.masking}, {run.places} of {o.seq_len - 2} tokens a row, {o.corruption}"
+    work, epochs = flops_per_token(model.config, o) / 1e6, o.steps * o.batch_size / run.row_count
+    source = ", ".join(o.corpus) or "documentation on this machine"
+    masks = f"{o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens a row, {o.corruption}"
     if o.masking != "random":
         masks += (
             f", {o.select} of {o.reading} entropy after {as_steps(o.entropy_warmup, o.steps):,} random steps"
         )
     print(f"""\
 model   {o.from_ or o.size}: {sizes[0]:,} parameters ({sizes[1]:,} embeddings, {sizes[2]:,} encoder)
-text    {", ".join(o.corpus) or "documentation on this machine"}, {facts["characters"] / 1e6:.1f} MB,
-        less {facts["duplicates"]:,} duplicates of {facts["paragraphs"]:,} paragraphs
+text    {source}, {facts["characters"] / 1e6:.1f} million characters
+        ({facts["duplicates"]:,} of {facts["paragraphs"]:,} paragraphs are duplicates, left out)
 tokens  {len(run.train_ids):,} to learn, {len(run.held_out_ids):,} held out; {len(run.vocab):,} word pieces
-steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens, {o.steps * o.batch_size / run.rows:.1f} epochs
+steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens, {epochs:.1f} epochs
 masks   {masks}
 device  {hardware_name(run.device)}, {str(run.dtype)[6:]}, {work:.1f} MFLOP a token
 floor   {run.floor:.3f} nats a token for knowing word frequencies alone, held out; the unigram plateau
@@ -793,9 +773,9 @@ def launch(kind, run_kind, description, argv=None):
     try:
         if given.get("resume"):
             state = read_checkpoint(out)
-            for name in set(given) - {"out", "resume", "cache", "device"}:
+            for name in sorted(set(given) - {"out", "resume", "cache", "device"}):
                 if given[name] != state["options"][name]:
-                    was = f"--{name.strip('_').replace('_', '-')} {state['options'][name]}"
+                    was = f"{flag(name)} {state['options'][name]}"
                     raise ValueError(f"{out} was made with {was}, not {given[name]}; leave it out to resume")
         elif (out / "checkpoint.pt").exists() or (out / "checkpoint.previous.pt").exists():
             raise ValueError(
@@ -804,6 +784,8 @@ def launch(kind, run_kind, description, argv=None):
         o = kind(**{**(state["options"] if state else {}), **given})
         check_options(o, {} if state else given, int(os.environ.get("WORLD_SIZE", 1)))
         out.mkdir(parents=True, exist_ok=True)
+        if (out / "model.safetensors").exists():
+            raise ValueError(f"{out} holds another model (model.safetensors): choose another --out")
         run = run_kind(o)
         if state:
             run.load(state)
@@ -816,11 +798,8 @@ def launch(kind, run_kind, description, argv=None):
     except (OSError, ValueError) as error:
         sys.exit(f"{program}: {error}")
     except KeyboardInterrupt:
-        kept = (
-            f"python {program} --resume --out {out} goes on from step {run.step}"
-            if run
-            else "nothing was saved"
-        )
+        saved = (out / "checkpoint.pt").exists()
+        kept = f"python {program} --resume --out {out} goes on" if saved else "nothing was saved yet"
         sys.exit(f"{program}: interrupted; {kept}")
     finally:
         if dist.is_initialized():

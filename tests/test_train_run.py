@@ -82,7 +82,7 @@ def test_every_choice_runs_and_resumes_to_the_same_bits(train, tmp_path, choice)
 
     try:
         program.Pretraining.update = stop_after_step_6
-        with pytest.raises(SystemExit, match="--resume.*step 6"):
+        with pytest.raises(SystemExit, match="--resume --out .* goes on"):
             train(*choice, out="broken")
     finally:
         program.Pretraining.update = stopped
@@ -188,7 +188,7 @@ def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, masking)
     )
 
 
-def test_masking_rules_share_start_data_order_and_number_of_masks(train):
+def test_masking_rules_see_the_same_rows_in_the_same_order(train):
     runs = []
     original = program.take_rows
     for options in (
@@ -267,11 +267,10 @@ def a_language(path, lines=3000):
         for _ in range(lines)
     )
     path.write_text("".join(part + ("\n" if i % 50 == 49 else " ") for i, part in enumerate(parts)))
-    return set(colours)
 
 
 def test_self_masking_finds_the_uncertain_words_of_a_known_language(train, tmp_path):
-    colours = a_language(tmp_path / "language.txt")
+    a_language(tmp_path / "language.txt")
     settings = [
         "--batch-size",
         16,
@@ -297,10 +296,8 @@ def test_self_masking_finds_the_uncertain_words_of_a_known_language(train, tmp_p
     assert entropy["three"] < 0.3 and entropy["two"] < 0.3, f"these words are certain, entropy 0: {entropy}"
     assert entropy["sweet"] == pytest.approx(math.log(2), abs=0.15), "one of two: log 2"
     assert entropy["redo"] == pytest.approx(math.log(16), abs=0.3), "one of sixteen: log 16"
-    assert float(log(tmp_path / "out")[-1]["masked_entropy"]) > float(
-        log(tmp_path / "out")[0]["masked_entropy"]
-    )
-    assert colours
+    last = log(tmp_path / "out")[-1]
+    assert float(last["masked_entropy"]) > math.log(2), "masks drawn by entropy are mostly colours, log 16"
 
 
 BAD = {
@@ -314,7 +311,8 @@ BAD = {
     "teacher not given": (["--masking", "teacher"], "needs --teacher"),
     "mask ratio 0": (["--mask-ratio", "0"], "mask ratio 0"),
     "mask ratio 1.5": (["--mask-ratio", "1.5"], "mask ratio 1.5"),
-    "few candidates": (["--candidates", "0.5"], "candidates"),
+    "few candidates": (["--candidates", "0.5"], "--candidates 0.5"),
+    "too many candidates": (["--candidates", "inf"], "--candidates inf"),
     "no effect": (
         ["--masking", "random", "--select", "high"],
         "--select has no effect with --masking random",
@@ -415,4 +413,4 @@ def test_collapsing_masks_are_warned_of(train, capsys, monkeypatch):
     assert "WARNING" not in capsys.readouterr().out
     monkeypatch.setattr(program.Pretraining, "choose", choose)
     train("--masking", "random", out="collapsed")
-    assert "WARNING: the masks may be collapsing" in capsys.readouterr().out
+    assert "WARNING" in capsys.readouterr().out
