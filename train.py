@@ -323,15 +323,15 @@ def take_rows(ids: np.ndarray, index: np.ndarray, seq_len: int, cls: int, sep: i
 
 
 def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
-    """Sum over the masked tokens of -log p(token) = logsumexp(z) - z_token, and how many were guessed right.
+    """Sum over the masked tokens of -log p(token), p = softmax(logits), and how many were guessed right.
 
     logits [..., V], labels [...] with -100 where there is no loss. Returns two float32 scalars. The caller
     divides by the masked tokens of the whole step: a mean of means would weigh pieces of unequal size alike.
     """
-    z, counted = logits.float(), labels != IGNORE
-    target = z.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
-    loss = (z.logsumexp(-1) - target).masked_fill(~counted, 0).sum()
-    return loss, ((target >= z.detach().amax(-1)) & counted).sum().float()
+    log_p, counted = logits.float().log_softmax(-1), labels != IGNORE
+    target = log_p.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+    right = (target >= log_p.detach().amax(-1)) & counted
+    return -target.masked_fill(~counted, 0).sum(), right.sum().float()
 
 
 def as_steps(value: float, steps: int) -> int:
