@@ -182,7 +182,11 @@ def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, masking)
     )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+    # Sums in another order round differently, and Adam turns a gradient of nearly 0 into a step of either sign:
+    # so single weights may differ, but not many, and the losses agree.
+    gap = sum((one[name] - two[name]).abs().sum().item() for name in one)
+    size = sum(tensor.numel() for tensor in one.values())
+    assert gap / size < 2e-6, f"weights differ by {gap / size:.1e} on average after 8 steps of up to 1e-3"
     assert float(log(tmp_path / "one")[-1]["loss"]) == pytest.approx(
         float(log(tmp_path / "two")[-1]["loss"]), rel=1e-4
     )
