@@ -182,7 +182,7 @@ def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, masking)
     )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    # Sums in another order round differently, and Adam turns a gradient of nearly 0 into a step of either sign:
+    # Sums in another order round differently, and Adam makes a step of either sign of a gradient near 0:
     # so single weights may differ, but not many, and the losses agree.
     gap = sum((one[name] - two[name]).abs().sum().item() for name in one)
     size = sum(tensor.numel() for tensor in one.values())
