@@ -384,7 +384,7 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 
 
 class Pretraining:
-    """One run: text, model, optimiser and what was measured so far. distill.py changes its loss."""
+    """One run: text, model, optimiser and what was measured so far. A subclass may change `loss`."""
 
     columns = ("loss", "accuracy")  # what `loss` measures, summed over the masked tokens
 
@@ -540,10 +540,8 @@ class Pretraining:
             (loss / masked.sum().clamp_min(1)).backward()  # of the whole step, all processes together
             self.sums += torch.cat((sums, masked[piece].sum()[None]))
         if self.world > 1:
-            for parameter in self.model.parameters():
-                dist.all_reduce(
-                    parameter.grad
-                )  # data parallel: the gradient of a sum is the sum of gradients
+            for parameter in self.model.parameters():  # the gradient of a sum is the sum of gradients
+                dist.all_reduce(parameter.grad)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
@@ -611,10 +609,8 @@ class Pretraining:
         """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), the model folder and log.csv."""
         out, table = Path(self.o.out), io.StringIO()
         names = ("step", "seconds", "log", "sums", "counts", "distinct")
-        state = {name: getattr(self, name) for name in names} | {
-            "options": asdict(self.o),
-            "key": self.facts["key"],
-        }
+        state = {name: getattr(self, name) for name in names}
+        state |= {"options": asdict(self.o), "key": self.facts["key"]}
         state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         bert.atomic_write(out / "checkpoint.new", lambda file: torch.save(state, file))
         if (out / "checkpoint.pt").exists():
@@ -633,9 +629,8 @@ class Pretraining:
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        self.sums, self.counts, self.distinct = (
-            state[n].to(self.device) for n in ("sums", "counts", "distinct")
-        )
+        for name in ("sums", "counts", "distinct"):
+            setattr(self, name, state[name].to(self.device))
 
     def run(self):
         """Train to --steps. Ctrl-C finishes the step and saves (under torchrun evaluations alone save)."""
@@ -652,9 +647,8 @@ class Pretraining:
                 bar.update()
                 evaluates = self.step % o.eval_every == 0 or self.step == o.steps
                 if evaluates or stop or self.step % 20 == 0:
-                    shown = {
-                        name: f"{value:.3f}" for name, value in self.means().items()
-                    }  # waits for the device
+                    means = self.means()  # waits for the device
+                    shown = {name: f"{value:.3f}" for name, value in means.items()}
                     seconds = time.time() - mark
                     speed = (self.step - marked) * o.batch_size * o.seq_len / seconds
                     shown |= {"lr": f"{self.lr():.1e}", "tokens/s": f"{speed:,.0f}"}
@@ -662,9 +656,8 @@ class Pretraining:
                         share = flops_per_token(self.model.config, o) * speed / peak / self.world
                         shown["mfu"] = f"{share:.0%}"
                     bar.set_postfix(shown)
-                    if (
-                        evaluates or stop or self.step == first + 20
-                    ):  # the first steps warm up: no measure of speed
+                    # The first steps warm up: they are no measure of speed.
+                    if evaluates or stop or self.step == first + 20:
                         self.seconds += seconds
                         if evaluates:
                             self.report(speed)
@@ -701,12 +694,8 @@ def describe(run: Pretraining):
         for part in (model, model.bert.embeddings, model.bert.encoder)
     ]
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    hardware = {
-        "device": str(run.device),
-        "name": hardware_name(run.device),
-        "cpus": os.cpu_count(),
-        "processes": run.world,
-    }
+    hardware = {"device": str(run.device), "name": hardware_name(run.device)}
+    hardware |= {"cpus": os.cpu_count(), "processes": run.world}
     try:
         command = ["git", "rev-parse", "HEAD"]
         git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout
@@ -719,9 +708,8 @@ def describe(run: Pretraining):
     source = ", ".join(o.corpus) or "documentation on this machine"
     masks = f"{o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens a row, {o.corruption}"
     if o.masking != "random":
-        masks += (
-            f", {o.select} of {o.reading} entropy after {as_steps(o.entropy_warmup, o.steps):,} random steps"
-        )
+        first = as_steps(o.entropy_warmup, o.steps)
+        masks += f", {o.select} of {o.reading} entropy after {first:,} random steps"
     print(f"""\
 model   {o.from_ or o.size}: {sizes[0]:,} parameters ({sizes[1]:,} embeddings, {sizes[2]:,} encoder)
 text    {source}, {facts["characters"] / 1e6:.1f} million characters
@@ -739,11 +727,8 @@ def conclude(run: Pretraining):
     best = min(run.log, key=lambda line: line["held_out_loss"])
     left = next((line for line in run.log if not line["on_plateau"]), None)
     below = run.floor - best["held_out_loss"]
-    print(
-        f"best    held-out loss {best['held_out_loss']:.3f}, {below:.2f} nats below the unigram floor, ",
-        end="",
-    )
-    print(f"accuracy {best['held_out_accuracy']:.3f} at step {best['step']:,}")
+    score = f"held-out loss {best['held_out_loss']:.3f}, {below:.2f} nats below the unigram floor"
+    print(f"best    {score}, accuracy {best['held_out_accuracy']:.3f} at step {best['step']:,}")
     print(f"plateau left by step {left['step']:,}, {left['seconds']:.0f} s" if left else "plateau never left")
     print("guesses " + "\n        ".join(run.guess(sentence) for sentence in SENTENCES))
     print(f"files   in {run.o.out}: model, tokenizer, log.csv, args.json, checkpoint.pt")
@@ -767,7 +752,7 @@ def read_checkpoint(out: Path) -> dict:
 
 
 def launch(kind, run_kind, description, argv=None):
-    """The command line of train.py and distill.py: options, a new or a resumed run, its end, clear errors."""
+    """A whole program: options, a new or a resumed run, its end, errors in one sentence."""
     given, program, run = parse_options(kind, description, argv), Path(sys.argv[0]).name, None
     out, state = Path(given.get("out", kind().out)), None
     try:
