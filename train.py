@@ -55,6 +55,11 @@ def option(default, text, **settings):
     return field(default_factory=lambda: default, metadata={"help": text, **settings})
 
 
+def flag(name: str) -> str:
+    """The option of a field: batch_size is --batch-size, and from_ is --from."""
+    return "--" + name.strip("_").replace("_", "-")
+
+
 @dataclass
 class Options:
     """What a run is. Every field is a command-line option of the same name."""
@@ -95,10 +100,46 @@ class Options:
     dtype: str = option("auto", "auto: bfloat16 if fast here", choices=["auto", "float32", "bfloat16"])
     device: str = option("auto", "cpu, cuda, mps; auto: cuda if there is one")
 
+    # the least and the most that a number may be
+    limits = dict.fromkeys(("steps", "batch_size", "accumulate", "eval_every"), (1, np.inf))
+    limits |= dict.fromkeys(("max_tokens", "warmup", "entropy_warmup", "seed"), (0, np.inf))
+    limits |= {"vocab_size": (100, 2**31), "seq_len": (8, 2**20), "lr": (1e-12, 1e3), "candidates": (1, 1e3)}
+    limits |= {"select_temperature": (1e-3, 1e6), "random_share": (0, 1), "dropout": (0, 0.9)}
 
-def flag(name: str) -> str:
-    """The option of a field: batch_size is --batch-size, and from_ is --from."""
-    return "--" + name.strip("_").replace("_", "-")
+    def without_effect(self) -> list:
+        """(whether it applies, a choice, the options that have no effect with it)."""
+        by_entropy = (
+            "reading",
+            "select",
+            "candidates",
+            "select_temperature",
+            "random_share",
+            "entropy_warmup",
+        )
+        return [
+            (self.from_, "--from", ("vocab", "vocab_size", "size", "init")),
+            (self.vocab, "--vocab", ("vocab_size",)),
+            (self.masking == "random", "--masking random", by_entropy),
+            (self.masking != "teacher", f"--masking {self.masking}", ("teacher",)),
+            (self.reading == "visible", "--reading visible", ("candidates",)),
+            (self.select != "sample", f"--select {self.select}", ("select_temperature",)),
+        ]
+
+    def check(self, given: dict, world: int = 1):
+        """Refuse numbers out of range and options given that would have no effect. Raises ValueError."""
+        for applies, choice, names in self.without_effect():
+            for name in names:
+                if applies and name in given:
+                    raise ValueError(f"{flag(name)} has no effect with {choice}: leave one of them out")
+        if self.masking == "teacher" and not self.teacher:
+            raise ValueError("--masking teacher needs --teacher FOLDER")
+        for name, (least, most) in self.limits.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{flag(name)} {getattr(self, name)} is not between {least} and {most}")
+        masking.mask_budget(self.seq_len - 2, self.mask_ratio)  # raises for a bad ratio
+        if self.batch_size % (self.accumulate * world):
+            parts = f"{self.accumulate} pieces x {world} processes"
+            raise ValueError(f"--batch-size {self.batch_size} is no multiple of {parts}")
 
 
 def parse_options(kind, description, argv=None) -> dict:
@@ -113,36 +154,6 @@ def parse_options(kind, description, argv=None) -> dict:
             settings["type"] = type(default)
         parser.add_argument(flag(f.name), dest=f.name, default=argparse.SUPPRESS, **settings)
     return vars(parser.parse_args(argv))
-
-
-def check_options(o: Options, given: dict, world: int = 1):
-    """Refuse numbers out of range and options that would have no effect. Raises ValueError."""
-    by_entropy = ("reading", "select", "candidates", "select_temperature", "random_share", "entropy_warmup")
-    without_effect = [
-        (o.from_, "--from", ("vocab", "vocab_size", "size", "init")),
-        (o.vocab, "--vocab", ("vocab_size",)),
-        (o.masking == "random", "--masking random", by_entropy),
-        (o.masking != "teacher", f"--masking {o.masking}", ("teacher",)),
-        (o.reading == "visible", "--reading visible", ("candidates",)),
-        (o.select != "sample", f"--select {o.select}", ("select_temperature",)),
-    ]
-    for applies, cause, names in without_effect:
-        for name in names:
-            if applies and name in given:
-                raise ValueError(f"{flag(name)} has no effect with {cause}: leave one of them out")
-    if o.masking == "teacher" and not o.teacher:
-        raise ValueError("--masking teacher needs --teacher FOLDER")
-    limits = dict.fromkeys(("steps", "batch_size", "accumulate", "eval_every"), (1, np.inf))
-    limits |= dict.fromkeys(("max_tokens", "warmup", "entropy_warmup", "seed"), (0, np.inf))
-    limits |= {"vocab_size": (100, 2**31), "seq_len": (8, 2**20), "lr": (1e-12, 1e3), "candidates": (1, 1e3)}
-    limits |= {"select_temperature": (1e-3, 1e6), "random_share": (0, 1), "dropout": (0, 0.9)}
-    for name, (least, most) in limits.items():
-        if not least <= getattr(o, name) <= most:
-            raise ValueError(f"{flag(name)} {getattr(o, name)} is not between {least} and {most}")
-    masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # raises for a bad ratio
-    if o.batch_size % (o.accumulate * world):
-        parts = f"{o.accumulate} pieces x {world} processes"
-        raise ValueError(f"--batch-size {o.batch_size} is no multiple of {parts}")
 
 
 # ---- text ----
@@ -352,15 +363,10 @@ def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.
     return torch.optim.AdamW([decayed, others], lr=lr, betas=(0.9, 0.999), fused=True)
 
 
-def flops_per_token(c: bert.BertConfig, o: Options) -> float:
-    """Multiplications and additions per trained token; the backward pass costs twice the forward pass."""
-    layer = 8 * c.hidden_size**2 + 4 * c.hidden_size * c.intermediate_size + 4 * o.seq_len * c.hidden_size
-    encoder, head = c.num_hidden_layers * layer, 2 * c.hidden_size * (c.hidden_size + c.vocab_size)
-    decoded = 1.0 if o.reading == "visible" else min(1.0, o.candidates * o.mask_ratio)
-    late = 1 - min(
-        1.0, as_steps(o.entropy_warmup, o.steps) / o.steps
-    )  # share of the steps that read entropies
-    return 3 * (encoder + o.mask_ratio * head) + (o.masking != "random") * late * (encoder + decoded * head)
+def forward_flops(c: bert.BertConfig, seq_len: int, decoded: float) -> float:
+    """Multiplications and additions a token of one forward pass, with the head at a share of the tokens."""
+    layer = 8 * c.hidden_size**2 + 4 * c.hidden_size * c.intermediate_size + 4 * seq_len * c.hidden_size
+    return c.num_hidden_layers * layer + decoded * 2 * c.hidden_size * (c.hidden_size + c.vocab_size)
 
 
 def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
@@ -384,9 +390,10 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 
 
 class Pretraining:
-    """One run: text, model, optimiser and what was measured so far. A subclass may change `loss`."""
+    """One run: text, model, optimiser and what was measured so far. distill.py has a subclass."""
 
     columns = ("loss", "accuracy")  # what `loss` measures, summed over the masked tokens
+    beside: dict = {}  # figures that stand beside the held-out score in every line of the log
 
     def __init__(self, o: Options):
         self.o, self.step, self.seconds, self.log = o, 0, 0.0, []
@@ -406,8 +413,8 @@ class Pretraining:
         self.unigram = (counts + 1.0) / (counts + 1.0).sum()  # word frequencies, add-one smoothing
         self.exam = self.draw_exam()
         self.floor = -self.unigram.log()[self.exam[2]].mean().item()  # nats
-        self.model = self.make_model().train().to(self.device)
         self.teacher = self.load_reference(o.teacher) if o.teacher else None
+        self.model = self.make_model().train().to(self.device)
         self.optimizer = make_optimizer(self.model, o.lr)
         self.forget()
         if o.compile:
@@ -443,7 +450,8 @@ class Pretraining:
 
     def compile(self):
         """torch.compile for encoder and head in place, tried on one piece; falls back and says why."""
-        parts = (self.model.bert, self.model.cls["predictions"])
+        models = [model for model in (self.model, self.teacher) if model]
+        parts = [part for model in models for part in (model.bert, model.cls["predictions"])]
         ids = torch.zeros(self.pieces()[0].stop, self.o.seq_len, dtype=torch.long, device=self.device)
         try:
             for part in parts:
@@ -490,18 +498,26 @@ class Pretraining:
         first = self.rank * self.o.accumulate
         return [slice((first + i) * size, (first + i + 1) * size) for i in range(self.o.accumulate)]
 
-    def choose(self, ids, rng: torch.Generator) -> torch.Tensor:
-        """The positions to mask in the rows [B, T] of this step, bool [B, T].
-
-        Every process sees all rows and draws the same random numbers; it reads the entropy of its own rows.
-        """
+    def choose(self, ids, index, rng: torch.Generator) -> torch.Tensor:
+        """The positions to mask in the rows ids [B, T] of this step, numbers index [B]: bool [B, T]."""
         o, eligible, candidates = self.o, self.eligible(ids), None
         words = ~self.continues[ids] if o.whole_word else None
         if o.masking == "random" or self.step < as_steps(o.entropy_warmup, o.steps):
             return masking.select_positions("random", eligible, o.mask_ratio, generator=rng, word_start=words)
-        source, entropy = self.teacher or self.model, torch.zeros(ids.shape, device=self.device)
         if o.reading == "blank":
             candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, words)
+        entropy = self.entropies(ids, index, candidates)
+        settings = (entropy, candidates, o.select_temperature, rng, o.random_share, words)
+        return masking.select_positions(o.select, eligible, o.mask_ratio, *settings)
+
+    def entropies(self, ids, index, candidates) -> torch.Tensor:
+        """How unsure the model that --masking names is of the rows, at the candidates at least: [B, T], nats.
+
+        Every process sees all rows and draws the same random numbers; it reads the entropy of its own rows.
+        """
+        o, entropy = self.o, torch.zeros(ids.shape, device=self.device)
+        source = self.teacher if o.masking == "teacher" else self.model
+        if o.reading == "blank":
             count = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
             blanks = candidates if o.whole_word else masking.as_places(candidates, count)
         for piece in self.pieces():
@@ -512,8 +528,7 @@ class Pretraining:
                     entropy[piece] = masking.sequence_entropy(source, ids[piece])
         if self.world > 1:
             dist.all_reduce(entropy)  # rows of other processes are 0 so far
-        settings = (entropy, candidates, o.select_temperature, rng, o.random_share, words)
-        return masking.select_positions(o.select, eligible, o.mask_ratio, *settings)
+        return entropy
 
     def loss(self, ids, places, labels):
         """The objective, summed over the masked tokens, and the sums behind `columns`."""
@@ -529,7 +544,7 @@ class Pretraining:
         torch.manual_seed(stream(o.seed, "dropout", self.step) + self.rank)
         index = rows_of_step(o, self.step, self.row_count)
         ids = take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(self.device)
-        selected = self.choose(ids, rng)
+        selected = self.choose(ids, index, rng)
         settings = (self.mask, len(self.vocab), special, o.corruption, rng)
         corrupted, labels = masking.corrupt(ids, selected, *settings)
         places = masking.as_places(selected, self.masks_per_row)
@@ -553,6 +568,15 @@ class Pretraining:
         self.counts += counts
         self.distinct += (counts > 0).sum()
         self.last, self.step = (corrupted, places, masked), self.step + 1
+
+    def work(self) -> float:
+        """Operations a trained token, on average over the run; a backward pass costs two forward passes."""
+        o = self.o
+        source = self.teacher if o.masking == "teacher" else self.model
+        decoded = 1.0 if o.reading == "visible" else min(1.0, o.candidates * o.mask_ratio)
+        late = max(0.0, 1 - as_steps(o.entropy_warmup, o.steps) / o.steps)  # share of steps with entropies
+        reading = late * forward_flops(source.config, o.seq_len, decoded) if o.masking != "random" else 0.0
+        return 3 * forward_flops(self.model.config, o.seq_len, o.mask_ratio) + reading
 
     def lr(self) -> float:
         """The learning rate of the coming step."""
@@ -590,13 +614,14 @@ class Pretraining:
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "masked_entropy": entropy.item()}
         line["on_plateau"] = int(loss > self.floor - PLATEAU and all(line["on_plateau"] for line in past))
         line["distinct_ids"] = self.distinct.item() / (self.step - (past[-1]["step"] if past else 0))
-        line |= {"commonest_share": common, "lr": self.lr(), "seconds": round(self.seconds, 2)}
+        line |= {"commonest_share": common, "lr": self.lr(), "seconds": round(self.seconds, 2), **self.beside}
         self.log.append({**line, "tokens_per_second": round(speed)})
         self.forget()
         if self.rank == 0:
             where = "on the plateau" if line["on_plateau"] else f"{loss - self.floor:+.2f} from the floor"
             masks = f"entropy {entropy:.2f}, {line['distinct_ids']:.0f} ids a step, commonest {common:.1%}"
             score = f"held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}"
+            score += "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in self.beside.items())
             tqdm.write(f"step {self.step:,}: {score}; masked {masks}")
             above = loss - min(line["held_out_loss"] for line in self.log)
             if above > 0.3 or common > 2.5 * self.unigram.max().item():
@@ -653,8 +678,7 @@ class Pretraining:
                     speed = (self.step - marked) * o.batch_size * o.seq_len / seconds
                     shown |= {"lr": f"{self.lr():.1e}", "tokens/s": f"{speed:,.0f}"}
                     if peak and self.dtype == torch.bfloat16:
-                        share = flops_per_token(self.model.config, o) * speed / peak / self.world
-                        shown["mfu"] = f"{share:.0%}"
+                        shown["mfu"] = f"{self.work() * speed / peak / self.world:.0%}"
                     bar.set_postfix(shown)
                     # The first steps warm up: they are no measure of speed.
                     if evaluates or stop or self.step == first + 20:
@@ -704,7 +728,7 @@ def describe(run: Pretraining):
     record = {"command": " ".join(sys.argv), "options": asdict(o), "versions": versions, "hardware": hardware}
     record |= {"git_commit": git.strip(), "text": facts, "unigram_floor": run.floor}
     bert.write_json(Path(o.out) / "args.json", record)
-    work, epochs = flops_per_token(model.config, o) / 1e6, o.steps * o.batch_size / run.row_count
+    work, epochs = run.work() / 1e6, o.steps * o.batch_size / run.row_count
     source = ", ".join(o.corpus) or "documentation on this machine"
     masks = f"{o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens a row, {o.corruption}"
     if o.masking != "random":
@@ -758,6 +782,8 @@ def launch(kind, run_kind, description, argv=None):
     try:
         if given.get("resume"):
             state = read_checkpoint(out)
+            if set(state["options"]) != {f.name for f in fields(kind)}:
+                raise ValueError(f"{out} holds a run of another program or version: resume it with that one")
             for name in sorted(set(given) - {"out", "resume", "cache", "device"}):
                 if given[name] != state["options"][name]:
                     was = f"{flag(name)} {state['options'][name]}"
@@ -767,7 +793,7 @@ def launch(kind, run_kind, description, argv=None):
                 f"{out} holds a run already: add --resume to go on with it, or choose another --out"
             )
         o = kind(**{**(state["options"] if state else {}), **given})
-        check_options(o, {} if state else given, int(os.environ.get("WORLD_SIZE", 1)))
+        o.check({} if state else given, int(os.environ.get("WORLD_SIZE", 1)))
         out.mkdir(parents=True, exist_ok=True)
         if (out / "model.safetensors").exists():
             raise ValueError(f"{out} holds another model (model.safetensors): choose another --out")

@@ -190,14 +190,15 @@ def test_warm_ups_are_a_share_below_one_and_a_number_from_one(value, steps):
 def test_flops_equal_those_that_torch_counts():
     from torch.utils.flop_counter import FlopCounterMode
 
-    o = train.Options(masking="random", seq_len=64, batch_size=4, mask_ratio=0.25)
     config = BertConfig.preset("tiny", vocab_size=1000, fast_attention=False)
     model = BertForMaskedLM(config)
     with FlopCounterMode(display=False) as counter:
         model(
             torch.zeros(4, 64, dtype=torch.long), positions=torch.zeros(4, 16, dtype=torch.long)
         ).sum().backward()
-    assert train.flops_per_token(config, o) * 4 * 64 == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert 3 * train.forward_flops(config, 64, 0.25) * 4 * 64 == pytest.approx(
+        counter.get_total_flops(), rel=0.02
+    )
 
 
 def test_builtin_corpus_is_prose(tmp_path, monkeypatch):

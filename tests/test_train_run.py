@@ -409,7 +409,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(train, tmp_path, monkeypatch):
 
 
 def test_collapsing_masks_are_warned_of(train, capsys, monkeypatch):
-    def choose(self, ids, random):
+    def choose(self, ids, index, random):
         stops = (ids == self.vocab["."]).float()
         return program.masking.select_positions("high", self.eligible(ids), 0.15, stops, generator=random)
 

@@ -1,0 +1,230 @@
+"""Distil a BERT: pretrain a small student that also learns from a larger teacher: `python distill.py --help`.
+
+The teacher says what to learn, its distribution over the vocabulary (Hinton et al. 2015, "Distilling the
+knowledge in a neural network", arXiv 1503.02531, section 2), and, with --masking teacher, where: its entropy.
+Everything else is train.py's. In reading order: options, the loss, the student's start, the teacher's
+entropies, the run.
+"""
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+import masking
+import model as bert
+import train
+from masking import IGNORE
+from train import option
+
+CHUNK = 64  # rows whose entropies are computed, and saved, at once
+
+
+@dataclass
+class Options(train.Options):
+    """train.py's options, and what a teacher adds."""
+
+    teacher: str = option("", "checkpoint folder, ours or Hugging Face's; its vocabulary is the student's")
+    kd_alpha: float = option(0.5, "weight of the teacher in the loss; 0: train.py's loss")
+    kd_temperature: float = option(2.0, "softens both distributions; 1: as they are")
+    student_init: str = option(
+        "scratch", "what the student takes from the teacher", choices=["scratch", "layers", "embeddings"]
+    )
+    out: str = option("runs/distill", "folder for the model, its checkpoints, log.csv and args.json")
+
+    def __post_init__(self):
+        self.vocab = self.vocab or ("" if self.from_ else self.teacher)
+
+    limits = train.Options.limits | {"kd_alpha": (0, 1), "kd_temperature": (1e-2, 1e3)}
+
+    def without_effect(self):
+        """As in train.py, but --teacher always has an effect."""
+        rows = [row for row in super().without_effect() if row[2] != ("teacher",)]
+        rows += [(not self.from_, "--teacher, whose vocabulary is the student's", ("vocab_size",))]
+        rows += [
+            (self.from_, "--from", ("student_init",)),
+            (self.kd_alpha == 0, "--kd-alpha 0", ("kd_temperature",)),
+        ]
+        return rows
+
+    def check(self, given, world: int = 1):
+        """As in train.py. Raises ValueError."""
+        if not self.teacher:
+            raise ValueError("distillation needs --teacher FOLDER")
+        super().check(given, world)
+
+
+# ---- the loss ----
+
+
+def kd_loss(student_logits, teacher_logits, labels, temperature: float) -> torch.Tensor:
+    """T^2 KL(p || q) = T^2 sum_v p_v (log p_v - log q_v), p = softmax(teacher / T), q = softmax(student / T).
+
+    logits [..., V], labels [...] with -100 where there is no loss; summed over the other positions, float32.
+    The gradient at a student's logit is T (q_v - p_v), and q - p shrinks as 1 / T: T^2 keeps the size of the
+    gradient about the same whatever T is (Hinton et al. 2015, section 2).
+    """
+    kind = torch.promote_types(student_logits.dtype, torch.float32)
+    log_q = (student_logits.to(kind) / temperature).log_softmax(-1)
+    log_p = (teacher_logits.to(kind) / temperature).log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return temperature**2 * kl.masked_fill(labels == IGNORE, 0).sum()
+
+
+# ---- the student's start ----
+
+
+@torch.no_grad()
+def init_student(student: bert.BertForMaskedLM, teacher: bert.BertForMaskedLM, how: str):
+    """Copy weights of the teacher into the student, in place. Raises ValueError where widths differ.
+
+    "embeddings": embeddings and masked-LM head. "layers": these, and as many layers as both have, evenly
+    spaced over the teacher's (every second one if it is twice as deep, as DistilBERT has it: Sanh et al.
+    2019, arXiv 1910.01108); layers beyond the teacher's keep their own start.
+    """
+    mine, theirs = student.config, teacher.config
+    widths = ("hidden_size", "intermediate_size", "num_attention_heads")
+    for name in widths[:1] if how == "embeddings" else widths:
+        if getattr(mine, name) != getattr(theirs, name):
+            sizes = f"the student has {name} {getattr(mine, name)}, the teacher {getattr(theirs, name)}"
+            raise ValueError(f"--student-init {how} cannot copy: {sizes}; choose another --size or scratch")
+    pairs = [(student.bert.embeddings, teacher.bert.embeddings), (student.cls, teacher.cls)]
+    if how == "layers":
+        layers, given = student.bert.encoder["layer"], teacher.bert.encoder["layer"]
+        step = max(1, len(given) / len(layers))
+        pairs += [(layers[i], given[int(i * step)]) for i in range(min(len(layers), len(given)))]
+    for target, source in pairs:
+        for parameter, value in zip(target.parameters(), source.parameters(), strict=True):
+            shared = tuple(map(slice, map(min, parameter.shape, value.shape)))
+            parameter[shared] = value[shared].to(
+                parameter.device
+            )  # one may have spare positions or word pieces
+
+
+# ---- the teacher's entropies ----
+
+
+def blank_entropy_everywhere(model, ids, eligible, mask_ratio, mask_token_id, generator) -> torch.Tensor:
+    """The `blank` entropy of every eligible position, not only of candidates: [B, T] -> [B, T], nats.
+
+    Each row's positions are dealt at random into ceil(1 / mask_ratio) groups of about equal size, and one
+    group at a time is hidden: as many forward passes as there are groups.
+    """
+    noise = torch.rand(ids.shape, generator=generator).to(ids.device)
+    dealt = noise.masked_fill(~eligible, 2).argsort(-1).argsort(-1)  # 0, 1, ... in random order, a row
+    entropy, groups = torch.zeros(ids.shape, device=ids.device), math.ceil(1 / mask_ratio)
+    for group in range(groups):
+        entropy += masking.blank_entropy(model, ids, eligible & (dealt % groups == group), mask_token_id)
+    return entropy
+
+
+class Distillation(train.Pretraining):
+    """A pretraining run with a teacher."""
+
+    def __init__(self, o: Options):
+        if o.kd_alpha > 0:
+            self.columns = ("loss", "accuracy", "cross_entropy", "kl", "agreement")
+        super().__init__(o)
+        self.table = self.teacher_entropies() if o.masking == "teacher" else None
+        loss, accuracy = self.examine(self.teacher)
+        self.beside = {"teacher_loss": loss, "teacher_accuracy": accuracy}
+        if self.rank == 0:
+            size = sum(p.numel() for p in self.teacher.parameters())
+            print(
+                f"teacher {o.teacher}: {size:,} parameters, held-out loss {loss:.3f}, accuracy {accuracy:.3f}"
+            )
+            weights = (
+                f"{1 - o.kd_alpha:g} CE + {o.kd_alpha:g} x {o.kd_temperature:g}^2 KL(teacher || student)"
+            )
+            print(f"loss    {weights}; student starts from {o.from_ or o.student_init}")
+
+    def make_model(self) -> bert.BertForMaskedLM:
+        """The student at the start."""
+        student = super().make_model()
+        if self.o.student_init != "scratch":
+            init_student(student, self.teacher, self.o.student_init)
+        return student
+
+    def teacher_entropies(self) -> np.ndarray:
+        """The teacher's entropy at every token of the training text: float16 [rows, seq_len], nats, on disk.
+
+        The teacher is frozen: one computation serves every epoch and every run with this teacher and text.
+        A row that is not computed yet is NaN, so an interrupted computation goes on where it stopped.
+        """
+        o, rng, rows = self.o, torch.Generator(), self.row_count
+        passes = math.ceil(1 / o.mask_ratio) if o.reading == "blank" else 1
+        key = hashlib.sha256(
+            f"{self.facts['key']} {rows} {o.seq_len} {o.reading} {passes} {self.dtype}".encode()
+        )
+        for tensor in self.teacher.state_dict().values():
+            key.update(tensor.cpu().numpy())
+        path = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.f16"
+        empty = np.full((rows, o.seq_len), np.nan, np.float16)
+        if self.rank == 0:
+            if not (path.is_file() and path.stat().st_size == empty.nbytes):
+                bert.atomic_write(path, lambda file: file.write(empty))
+            table, start = np.memmap(path, np.float16, "r+", shape=empty.shape), time.time()
+            todo = [first for first in range(0, rows, CHUNK) if np.isnan(table[first : first + CHUNK]).any()]
+            for first in tqdm(
+                todo, "teacher's entropies", unit=f" x {CHUNK} rows", leave=False, disable=None
+            ):
+                index = np.arange(first, min(first + CHUNK, rows))
+                ids = train.take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(self.device)
+                with self.autocast():
+                    if o.reading == "visible":
+                        entropy = masking.sequence_entropy(self.teacher, ids)
+                    else:
+                        settings = (o.mask_ratio, self.mask, rng.manual_seed(first))
+                        entropy = blank_entropy_everywhere(self.teacher, ids, self.eligible(ids), *settings)
+                if not entropy.isfinite().all():
+                    raise ValueError(
+                        f"{o.teacher} gives predictions that are not finite: try --dtype float32"
+                    )
+                table[index] = entropy.cpu().numpy()
+            table.flush()
+            cost = f"{passes} forward passes a row, {time.time() - start:.0f} s in this run"
+            print(f"teacher's entropies: {cost}; kept in {path}\n        saves one pass a row in every epoch")
+        if dist.is_initialized():
+            dist.barrier()
+        return np.memmap(path, np.float16, "r", shape=empty.shape)
+
+    def entropies(self, ids, index, candidates) -> torch.Tensor:
+        """As in train.py, the teacher's from its table."""
+        if self.table is None:
+            return super().entropies(ids, index, candidates)
+        return torch.from_numpy(self.table[index].astype(np.float32)).to(self.device)
+
+    def loss(self, ids, places, labels):
+        """(1 - a) CE + a T^2 KL(teacher || student), both reading the same corrupted rows."""
+        alpha, temperature = self.o.kd_alpha, self.o.kd_temperature
+        if alpha == 0:
+            return super().loss(ids, places, labels)
+        with self.autocast():
+            with torch.no_grad():
+                wanted = self.teacher(ids, positions=places)[..., : len(self.vocab)]
+            logits = self.model(ids, positions=places)
+        cross_entropy, correct = train.mlm_loss(logits, labels)
+        kl = kd_loss(logits[..., : len(self.vocab)], wanted, labels, temperature)
+        loss = (1 - alpha) * cross_entropy + alpha * kl
+        agreed = ((logits.argmax(-1) == wanted.argmax(-1)) & (labels != IGNORE)).sum()
+        sums = (loss, correct, cross_entropy, kl / temperature**2, agreed)
+        return loss, torch.stack([value.detach().float() for value in sums])
+
+    def work(self) -> float:
+        """As in train.py, with the teacher's forward pass; a table of entropies costs nothing."""
+        o, ratio = self.o, self.o.mask_ratio
+        if self.table is None:
+            student = super().work()
+        else:
+            student = 3 * train.forward_flops(self.model.config, o.seq_len, ratio)
+        return student + (o.kd_alpha > 0) * train.forward_flops(self.teacher.config, o.seq_len, ratio)
+
+
+if __name__ == "__main__":
+    train.launch(Options, Distillation, __doc__.splitlines()[0])
