@@ -1,7 +1,7 @@
 """Fine-tune a checkpoint on GLUE and print one table a reader can trust: `python glue_eval.py --help`.
 
 GLUE: Wang et al. 2019 (arXiv 1804.07461). Fine-tuning: Devlin et al. 2019 (arXiv 1810.04805), appendix A.3.
-In reading order: metrics, tasks and files, download, fine-tuning, the run, tables, comparison, options.
+In reading order: metrics, tasks and files, download, fine-tuning, the run, tables, options.
 Every random number is a function of (seed, task, purpose): an interrupted run goes on as if it never stopped.
 """
 
@@ -32,6 +32,7 @@ GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
 MSR_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 ARMS = ("pretrained", "from scratch")
 FROM_MNLI = ("RTE", "MRPC", "STS-B")  # small and close to MNLI: what --mnli-init is for
+ANSWERS = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm", "diagnostic": "AX"}  # else the task
 HIDDEN = ("test", "diagnostic")  # files without labels begin so
 MSR_FILES = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt")
 NO_AVERAGE = ("WNLI", "AX")  # WNLI's dev set contradicts its training set; AX has no training set
@@ -290,9 +291,9 @@ def stream(*key) -> int:
 
 
 def encode(tokenizer, texts) -> list:
-    """N rows: (ids int32 [T], how many of them are the first sentence's)."""
+    """N rows int32 [T, 2]: token id and segment of every token."""
     encodings = (tokenizer.encode(*text) for text in tqdm(texts, "tokenising", leave=False, disable=None))
-    return [(np.array(e.ids, np.int32), len(e) - sum(e.type_ids)) for e in encodings]
+    return [np.array((e.ids, e.type_ids), np.int32).T for e in encodings]
 
 
 def length_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list:
@@ -306,15 +307,12 @@ def length_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list:
 
 def forward(model, rows, index, o) -> torch.Tensor:
     """Logits [B, C], float32, of the rows `index`, padded to the longest of them."""
-    length, first = torch.tensor([(len(rows[i][0]), rows[i][1]) for i in index]).T[..., None]  # [B, 1] each
-    ids = [torch.from_numpy(rows[i][0]) for i in index]
-    input_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-    place = torch.arange(input_ids.shape[1])
-    second = (place >= first) & (place < length)
-    inputs = [x.to(o.device) for x in (input_ids, place < length, second.int())]
+    tensors = [torch.from_numpy(rows[i]) for i in index]
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=-1)  # [B, T, 2]
+    ids, segments = padded.to(o.device).unbind(-1)
     with torch.autocast(o.device.type, o.dtype, enabled=o.dtype != torch.float32):
-        pooled = model.bert(*inputs)[1]
-    return model.classifier(model.dropout(pooled.float()))  # in bfloat16 half the scores would be ties
+        pooled = model.bert(ids.clamp_min(0), ids >= 0, segments.clamp_min(0))[1]
+    return model.classifier(model.dropout(pooled.float()))  # in bfloat16 many scores would be ties
 
 
 def build_model(name: str, seed: int, arm: str, o) -> bert.BertForSequenceClassification:
@@ -355,7 +353,7 @@ def finetune(model, rows, labels, key, o, title: str) -> float:
         for part in (model.bert.embeddings, model.bert.encoder):
             part.eval().requires_grad_(False)
     optimizer = make_optimizer(model, o.lr)
-    lengths, labels = np.array([len(ids) for ids, _ in rows]), torch.from_numpy(labels).to(o.device)
+    lengths, labels = np.array([len(row) for row in rows]), torch.from_numpy(labels).to(o.device)
     if model.config.num_labels == 1:  # start at the mean score: the bias would be slow to get there
         torch.nn.init.constant_(model.classifier.bias, labels.mean().item())
     steps, step, tokens, start = o.epochs * math.ceil(len(rows) / o.batch_size), 0, 0, time.time()
@@ -384,7 +382,7 @@ def finetune(model, rows, labels, key, o, title: str) -> float:
 @torch.inference_mode()
 def predict(model, rows, o) -> np.ndarray:
     """Predictions [N] in the order of the rows: the likeliest class, or the score."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     logits = torch.empty(len(rows), model.config.num_labels)
     for start in tqdm(range(0, len(rows), 256), "evaluating", leave=False, disable=None):
         index = order[start : start + 256]
@@ -409,19 +407,14 @@ def score(name: str, labels: dict, guesses: dict) -> dict:
     return tasks
 
 
-def answer_file(name: str, stem: str) -> str:
-    """What gluebenchmark.com calls the answers to a file without labels."""
-    suffix = {"test_matched": "-m", "test_mismatched": "-mm"}.get(stem, "")
-    return "AX.tsv" if stem == "diagnostic" else f"{name}{suffix}.tsv"
-
-
 def write_submission(name: str, stem: str, guess: np.ndarray, folder: Path):
     """One file as gluebenchmark.com takes it: index<TAB>prediction, labels as GLUE's files write them."""
     labels = TASKS[name].labels
     words = [labels[int(x)] if labels else f"{min(5.0, max(0.0, float(x))):.3f}" for x in guess]
     text = "index\tprediction\n" + "".join(f"{i}\t{word}\n" for i, word in enumerate(words))
     folder.mkdir(parents=True, exist_ok=True)
-    bert.atomic_write(folder / answer_file(name, stem), lambda file: file.write(text.encode()))
+    path = folder / f"{ANSWERS.get(stem, name)}.tsv"
+    bert.atomic_write(path, lambda file: file.write(text.encode()))
 
 
 # ---- the run ----
@@ -488,9 +481,9 @@ def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
         splits, notes = splits | diagnostic, notes + more
     known = [stem for stem in splits if stem.startswith(("train", "dev"))]
     runnable = "train" in known and len(known) > 1
-    notes += [] if runnable else [f"{name}: skipped, it needs a train and a dev file"]
-    print("".join(f"{note}\n" for note in notes), end="")
-    record["notes"][name] = notes
+    record["notes"][name] = notes + [f"{name}: skipped, it needs a train and a dev file"] * (not runnable)
+    for note in record["notes"][name]:
+        print(note)
     if not runnable:
         return
     paths = {stem: task_folder(name, o.data_dir) / f"{stem}.tsv" for stem in known}
@@ -509,7 +502,7 @@ def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
         for arm in ARMS[: 1 + o.from_scratch]:
             answering = o.predict and (arm, seed) == (ARMS[0], o.seeds[0])
             asked = [stem for stem in splits if answering and stem.startswith(HIDDEN)]
-            files = [answers / answer_file(name, stem) for stem in asked]
+            files = [answers / f"{ANSWERS.get(stem, name)}.tsv" for stem in asked]
             files += [mnli_folder(o, arm, seed)] * (o.mnli_init and name == "MNLI")
             scored = all(str(seed) in results.get(arm, {}).get(task, {}) for task in floors)
             if scored and all(path.exists() for path in files):
@@ -534,7 +527,7 @@ def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
             bert.write_json(Path(o.out) / "glue.json", record)
 
 
-# ---- tables ----
+# ---- tables and comparison ----
 
 
 def markdown(rows) -> str:
@@ -596,9 +589,6 @@ def results_table(record) -> str:
         same = f"seed {' '.join(seeds)}: one answer for every row, nothing was learnt"
         notes += [f"! {name}, {arm}, {same}"] * bool(seeds)
     return "\n".join([markdown(table), "", caption, *(f"- {note}" for note in notes)])
-
-
-# ---- comparison of runs ----
 
 
 def welch(a, b):

@@ -102,11 +102,12 @@ def test_an_epoch_visits_every_row_once_in_batches_of_similar_length():
 def test_a_pair_is_cut_at_its_longer_sentence_and_marked_by_segment(checkpoint):
     tokenizer = bert.load_tokenizer(checkpoint)
     tokenizer.enable_truncation(12)
-    ((ids, first),) = glue.encode(tokenizer, [("good " * 50, "bad barn")])
+    (tokens,) = glue.encode(tokenizer, [("good " * 50, "bad barn")])
+    ids, segments = tokens.T
     good, bad, barn = (tokenizer.token_to_id(word) for word in ("good", "bad", "barn"))
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     assert ids.tolist() == [cls, *[good] * 7, sep, bad, barn, sep], "the second sentence stays whole"
-    assert first == 9, "[CLS], the first sentence and its [SEP] are segment 0"
+    assert segments.tolist() == [0] * 9 + [1] * 3, "[CLS], the first sentence and its [SEP] are segment 0"
 
 
 def test_a_prediction_does_not_depend_on_its_batch_or_place(checkpoint):
