@@ -291,9 +291,9 @@ def stream(*key) -> int:
 
 
 def encode(tokenizer, texts) -> list:
-    """N rows int32 [T, 2]: token id and segment of every token."""
+    """N rows int32 [2, T]: the id of every token, and its segment."""
     encodings = (tokenizer.encode(*text) for text in tqdm(texts, "tokenising", leave=False, disable=None))
-    return [np.array((e.ids, e.type_ids), np.int32).T for e in encodings]
+    return [np.array((e.ids, e.type_ids), np.int32) for e in encodings]
 
 
 def length_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list:
@@ -307,7 +307,7 @@ def length_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list:
 
 def forward(model, rows, index, o) -> torch.Tensor:
     """Logits [B, C], float32, of the rows `index`, padded to the longest of them."""
-    tensors = [torch.from_numpy(rows[i]) for i in index]
+    tensors = [torch.from_numpy(rows[i].T) for i in index]
     padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=-1)  # [B, T, 2]
     ids, segments = padded.to(o.device).unbind(-1)
     with torch.autocast(o.device.type, o.dtype, enabled=o.dtype != torch.float32):
@@ -353,7 +353,7 @@ def finetune(model, rows, labels, key, o, title: str) -> float:
         for part in (model.bert.embeddings, model.bert.encoder):
             part.eval().requires_grad_(False)
     optimizer = make_optimizer(model, o.lr)
-    lengths, labels = np.array([len(row) for row in rows]), torch.from_numpy(labels).to(o.device)
+    lengths, labels = np.array([row.shape[1] for row in rows]), torch.from_numpy(labels).to(o.device)
     if model.config.num_labels == 1:  # start at the mean score: the bias would be slow to get there
         torch.nn.init.constant_(model.classifier.bias, labels.mean().item())
     steps, step, tokens, start = o.epochs * math.ceil(len(rows) / o.batch_size), 0, 0, time.time()
@@ -382,7 +382,7 @@ def finetune(model, rows, labels, key, o, title: str) -> float:
 @torch.inference_mode()
 def predict(model, rows, o) -> np.ndarray:
     """Predictions [N] in the order of the rows: the likeliest class, or the score."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    order = sorted(range(len(rows)), key=lambda i: rows[i].shape[1])
     logits = torch.empty(len(rows), model.config.num_labels)
     for start in tqdm(range(0, len(rows), 256), "evaluating", leave=False, disable=None):
         index = order[start : start + 256]
@@ -455,12 +455,9 @@ def evaluate(o):
     tokenizer.enable_truncation(o.max_length)  # the longer sentence of a pair loses tokens first
     record, answers = open_record(o), Path(o.out) / f"submission-seed-{o.seeds[0]}"
     print(f"{o.model}: {config.num_hidden_layers} layers x {config.hidden_size}, {o.device}, {o.dtype}")
-    names = set(o.tasks or TASKS)
-    if "AX" in names or o.mnli_init and names & set(FROM_MNLI):
-        names.add("MNLI")
-    for name in sorted(names - {"AX"}, key=["MNLI", *TASKS].index):
+    for name in sorted(set(o.tasks) - {"AX"}, key=["MNLI", *TASKS].index):
         evaluate_task(name, o, tokenizer, record, answers)
-        if name == "MNLI" and o.mnli_init and not record["results"]:
+        if o.mnli_init and "MNLI" in o.tasks and "MNLI" not in record["data"]:
             raise ValueError(f"--mnli-init needs MNLI, and {o.data_dir} lacks its train or dev file")
     if not record["results"]:
         raise ValueError(f"{o.data_dir} has train and dev files of no task asked for; try --download")
@@ -476,17 +473,17 @@ def evaluate(o):
 def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
     """All seeds of one task; each is in glue.json as soon as it is finished, its answers in their folder."""
     splits, notes = load_task(name, o.data_dir, o.predict)
-    if name == "MNLI" and "AX" in (o.tasks or TASKS):
+    if name == "MNLI" and "AX" in o.tasks:
         diagnostic, more = load_task("AX", o.data_dir)
         splits, notes = splits | diagnostic, notes + more
-    known = [stem for stem in splits if stem.startswith(("train", "dev"))]
-    runnable = "train" in known and len(known) > 1
+    folder = task_folder(name, o.data_dir)
+    paths = {stem: folder / f"{stem}.tsv" for stem in splits if not stem.startswith(HIDDEN)}
+    runnable = "train" in paths and len(paths) > 1
     record["notes"][name] = notes + [f"{name}: skipped, it needs a train and a dev file"] * (not runnable)
     for note in record["notes"][name]:
         print(note)
     if not runnable:
         return
-    paths = {stem: task_folder(name, o.data_dir) / f"{stem}.tsv" for stem in known}
     files = {stem: zlib.crc32(path.read_bytes()) for stem, path in paths.items()}
     if record["data"].setdefault(name, files) != files:
         raise ValueError(f"the files of {name} are not those {o.out} was made with; choose another --out")
@@ -502,10 +499,10 @@ def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
         for arm in ARMS[: 1 + o.from_scratch]:
             answering = o.predict and (arm, seed) == (ARMS[0], o.seeds[0])
             asked = [stem for stem in splits if answering and stem.startswith(HIDDEN)]
-            files = [answers / f"{ANSWERS.get(stem, name)}.tsv" for stem in asked]
-            files += [mnli_folder(o, arm, seed)] * (o.mnli_init and name == "MNLI")
+            leaves = [answers / f"{ANSWERS.get(stem, name)}.tsv" for stem in asked]
+            leaves += [mnli_folder(o, arm, seed)] * (o.mnli_init and name == "MNLI")
             scored = all(str(seed) in results.get(arm, {}).get(task, {}) for task in floors)
-            if scored and all(path.exists() for path in files):
+            if scored and all(path.exists() for path in leaves):
                 continue
             if not rows:
                 every = {**splits, "train": train}.items()
@@ -712,8 +709,11 @@ def main(argv=None):
             raise ValueError("nothing to do: give --model FOLDER, --compare A=RUN B=RUN, or --download")
         if o.compare:
             print(compare(o.compare))
+        o.tasks = o.tasks or list(TASKS)
+        if "AX" in o.tasks or o.mnli_init and set(o.tasks) & set(FROM_MNLI):
+            o.tasks.append("MNLI")
         if o.download:
-            download(o.tasks or TASKS, o.data_dir)
+            download(dict.fromkeys(o.tasks), o.data_dir)
         if o.model:
             evaluate(o)
     except (OSError, ValueError) as error:

@@ -271,6 +271,13 @@ def test_a_bad_archive_is_named_and_the_other_tasks_go_on(server, tmp_path, caps
     assert not (tmp_path / "RTE" / "RTE.zip").exists(), "a bad archive must not be found by the next start"
 
 
+@pytest.mark.parametrize("asked", [["AX"], ["RTE", "--mnli-init"]])
+def test_what_needs_mnli_downloads_it_too(server, tmp_path, asked):
+    with pytest.raises(SystemExit, match="MNLI.* not downloaded"):
+        glue.main(["--download", "--data-dir", str(tmp_path), "--tasks", *asked])
+    assert server["asked"].count("/glue/MNLI.zip") == 1
+
+
 def test_a_file_whose_checksum_is_wrong_is_not_written(server, tmp_path, capsys):
     train = RTE + "0\tA\tB\tentailment\n"
     checksum = zlib.crc32(train.encode()).to_bytes(4, "little")
