@@ -559,7 +559,7 @@ def results_table(record) -> str:
     names = [name for name in TASKS if name in results[ARMS[0]]]
     tasks = [name for name in names if name not in NO_AVERAGE]
     runs = {(name, arm): results[arm].get(name, {}) for name in names for arm in arms}
-    stuck = {key: [seed for seed in runs[key] if runs[key][seed]["one_answer"]] for key in runs}
+    stuck = {key: " ".join(seed for seed in runs[key] if runs[key][seed]["one_answer"]) for key in runs}
     table = [["task", "metric", *arms, "majority", "train rows", "s/run"]]
     for name in names:
         mark = " *" * (settings["mnli_init"] and name in FROM_MNLI)
@@ -583,8 +583,8 @@ def results_table(record) -> str:
         notes.append(f"quick run: at most {settings['max_train']:,} training rows a task")
     notes += sum(record["notes"].values(), [])
     for (name, arm), seeds in stuck.items():
-        same = f"seed {' '.join(seeds)}: one answer for every row, nothing was learnt"
-        notes += [f"! {name}, {arm}, {same}"] * bool(seeds)
+        if seeds:
+            notes.append(f"! {name}, {arm}, seed {seeds}: one answer for every row, nothing was learnt")
     return "\n".join([markdown(table), "", caption, *(f"- {note}" for note in notes)])
 
 
@@ -652,7 +652,7 @@ def compare(specs) -> str:
             table.append([label, spread(a), spread(b), gap, p, verdict])
         text += [markdown(table), ""]
     unit = "pretraining runs" if many else "fine-tuning seeds"
-    text += [f"GLUE dev sets, percent, mean (standard deviation) over {unit}; p of Welch's t-test."]
+    text += [f"GLUE dev sets, percent: metrics averaged, then mean (std) over {unit}; p of Welch's t-test."]
     text += [f"- {tests} tests at 5%: about {0.05 * tests:.2g} of them would find a difference by luck"]
     text += [f"- {arm}: pretraining runs {len(runs)}" for arm, runs in arms.items()]
     if not many:
