@@ -1,14 +1,13 @@
 """Fine-tune a checkpoint on GLUE and print one table a reader can trust: `python glue_eval.py --help`.
 
 GLUE: Wang et al. 2019 (arXiv 1804.07461). Fine-tuning: Devlin et al. 2019 (arXiv 1810.04805), appendix A.3.
-In reading order: metrics, tasks and files, download, fine-tuning, the run, tables, comparison, options.
+In reading order: metrics, tasks and files, download, fine-tuning, the run, tables, options.
 Every random number is a function of (seed, task, purpose): an interrupted run goes on as if it never stopped.
 """
 
 import hashlib
-import http.client
+import io
 import math
-import os
 import platform
 import re
 import shutil
@@ -19,7 +18,7 @@ import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,12 +26,14 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import model as bert
-from train import learning_rate, make_optimizer, option, parse_options, pick_hardware
+from train import flag, hardware_name, learning_rate, make_optimizer, option, parse_options, pick_hardware
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
 MSR_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
 ARMS = ("pretrained", "from scratch")
 FROM_MNLI = ("RTE", "MRPC", "STS-B")  # small and close to MNLI: what --mnli-init is for
+ANSWERS = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm", "diagnostic": "AX"}  # else the task
+HIDDEN = ("test", "diagnostic")  # files without labels begin so
 MSR_FILES = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt")
 NO_AVERAGE = ("WNLI", "AX")  # WNLI's dev set contradicts its training set; AX has no training set
 
@@ -43,9 +44,7 @@ def as_pair(labels, predictions):
     """Both as float64 [N]. Raises ValueError unless they are finite, not empty and of one length."""
     y, p = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
     if y.shape != p.shape or y.ndim != 1 or not y.size or not np.isfinite((y, p)).all():
-        raise ValueError(
-            f"a metric needs two lists of finite numbers, as long as each other: {len(y)}, {len(p)}"
-        )
+        raise ValueError(f"a metric needs two lists of finite numbers, equally long: {y.shape}, {p.shape}")
     return y, p
 
 
@@ -118,8 +117,8 @@ class Task:
 
 
 ACC, ACC_F1, MATTHEWS = (accuracy,), (accuracy, f1_score), (matthews_corrcoef,)
-SCORE = re.compile(r"[0-4](\.\d+)?|5(\.0+)?")
 BINARY, TWO_WAY = ("0", "1"), ("entailment", "not_entailment")
+SCORE = re.compile(r"[0-4](\.\d+)?|5(\.0+)?")
 THREE_WAY = ("entailment", "neutral", "contradiction")
 MNLI_FILES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 MNLI_ROWS = (392702, 9815, 9832, 9796, 9847)
@@ -145,7 +144,6 @@ class Split:
     texts: list
     labels: np.ndarray | None
     ragged: int = 0  # rows with more or fewer columns than the file has
-    crc32: int = 0  # of the whole file
 
 
 def read_split(path: Path, task: Task) -> Split:
@@ -153,35 +151,33 @@ def read_split(path: Path, task: Task) -> Split:
 
     A ragged row is left out and counted, unless labels are hidden: there every row needs an answer.
     """
-    texts, labels, ragged, crc32, width = [], [], 0, 0, None
-    hidden = path.stem.startswith(("test", "diagnostic"))
-    with open(path, "rb") as file:  # bytes: \n alone ends a line, sentences may hold other separators
-        for number, raw in enumerate(file, 1):
-            crc32 = zlib.crc32(raw, crc32)
-            cells = raw.decode(errors="replace").removeprefix("\ufeff").rstrip("\r\n").split("\t")
-            if width is None:
+    texts, labels, ragged, text, width = [], [], 0, task.text, max(task.text) + 1
+    hidden = path.stem.startswith(HIDDEN)
+    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:  # sentences may hold \r
+        for number, line in enumerate(file, 1):
+            cells = line.rstrip("\r\n").split("\t")
+            if number == 1 and (hidden or task.header):
                 hidden = hidden and cells[-1].lower() != "label"
-                text, named = (task.test_text, True) if hidden else (task.text, task.header)
-                width = len(cells) if named else max(text) + 1
-                if len(cells) <= max(*text, 0 if hidden else task.label):
+                text, width = task.test_text if hidden else task.text, len(cells)
+                if width <= max(*text, 0 if hidden else task.label):
                     raise ValueError(f"{path} has too few columns for GLUE's layout; get the file again")
-                if named:
-                    continue
+                continue
             if len(cells) != width:
                 ragged += any(cells)
                 if not hidden or not any(cells):
                     continue
                 cells += [""] * width
-            label = "" if hidden else cells[task.label]
-            if not hidden and not (label in task.labels if task.labels else SCORE.fullmatch(label)):
+            texts.append(tuple(cells[column] for column in text))
+            if hidden:
+                continue
+            label = cells[task.label]
+            if not (label in task.labels if task.labels else SCORE.fullmatch(label)):
                 wanted = " or ".join(task.labels) or "a number from 0 to 5"
                 raise ValueError(f"{path}, line {number}: label {label!r} is not {wanted}; mend the file")
-            texts.append(tuple(cells[column] for column in text))
-            labels.append(task.labels.index(label) if label in task.labels else float(label or 0))
+            labels.append(task.labels.index(label) if task.labels else float(label))
     if not texts:
-        raise ValueError(f"{path} holds no rows; get the file again")
-    kind = np.int64 if task.labels else np.float32
-    return Split(texts, None if hidden else np.array(labels, kind), ragged, crc32)
+        raise ValueError(f"{path} holds no rows in GLUE's layout; get the file again")
+    return Split(texts, None if hidden else np.array(labels, np.int64 if task.labels else np.float32), ragged)
 
 
 def task_folder(name: str, data_dir) -> Path:
@@ -200,36 +196,32 @@ def load_task(name: str, data_dir, with_test: bool = True):
             notes.append(f"{name} {stem}: no {path.name} in {path.parent}, skipped")
             continue
         split = splits[stem] = read_split(path, TASKS[name])
-        rows, kept = len(split.texts), "kept" if split.labels is None else "skipped"
         if split.ragged:
+            kept = "kept" if split.labels is None else "skipped"
             notes.append(f"{name} {stem}: {split.ragged:,} ragged rows {kept}")
-        if rows != official:
-            count = f"{rows:,} of {official:,} rows"
-            notes.append(f"{name} {stem}: {count}: not comparable with published scores")
+        if len(split.texts) != official:
+            rows = f"{len(split.texts):,} of {official:,} rows"
+            notes.append(f"{name} {stem}: {rows}: not comparable with published scores")
     return splits, notes
 
 
 # ---- download ----
-
-FAILURES = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, http.client.HTTPException)
 
 
 def download(names, data_dir):
     """Fetch the tasks that are not complete in data_dir. Raises OSError at the end if some failed."""
     failed = []
     for name in names:
-        folder = task_folder(name, data_dir)
         try:
-            if folder.is_dir() and not load_task(name, data_dir)[1]:
+            if not load_task(name, data_dir)[1]:
                 print(f"{name}: complete, kept")
                 continue
         except ValueError as error:
-            print(f"{error}")  # a damaged file: fetched again
+            print(error)  # a damaged file: fetched again
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            fetch_task(name, folder)
+            fetch_task(name, task_folder(name, data_dir))
             print("\n".join(load_task(name, data_dir)[1]) or f"{name}: complete")
-        except FAILURES as error:
+        except Exception as error:  # of network, archive or disk: the other tasks go on
             failed.append(name)
             print(f"{name}: failed: {error}")
     if failed:
@@ -240,53 +232,38 @@ def download(names, data_dir):
 
 
 def fetch_task(name: str, folder: Path):
-    """Fetch one task's files into its folder."""
-    archive = folder / TASKS[name].archive
-    if name == "AX":
-        return fetch(GLUE_URL + archive.name, folder / "diagnostic.tsv")
+    """Write one task's files and nothing else. Raises OSError, or ValueError for what cannot be GLUE's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    url = GLUE_URL + TASKS[name].archive
     if name == "MRPC":
-        addresses = [MSR_URL + file for file in MSR_FILES] + [GLUE_URL + archive.name]
-        for address, file in zip(addresses, (*MSR_FILES, "dev_ids.tsv"), strict=True):
+        sources = {file: MSR_URL + file for file in MSR_FILES} | {"dev_ids.tsv": url}
+        for file, source in sources.items():
             if not (folder / file).is_file():  # its owner may have put it there by hand
-                fetch(address, folder / file)
-        return split_mrpc(folder)
-    try:
-        fetch(GLUE_URL + archive.name, archive)
-        extract(archive, TASKS[name], folder)
-    finally:
-        archive.unlink(missing_ok=True)
+                (folder / file).write_bytes(fetch(source))
+        split_mrpc(folder)
+    elif name == "AX":
+        (folder / "diagnostic.tsv").write_bytes(fetch(url))
+    else:
+        with zipfile.ZipFile(io.BytesIO(fetch(url))) as archive:
+            members = archive.namelist()
+            if any(member.startswith(("/", "\\")) or ".." in member for member in members):
+                raise ValueError(f"{url} holds a path that leads out of its folder: do not trust it")
+            for stem in TASKS[name].files:
+                if f"{name}/{stem}.tsv" not in members:
+                    raise ValueError(f"{url} holds no {name}/{stem}.tsv")
+                (folder / f"{stem}.tsv").write_bytes(archive.read(f"{name}/{stem}.tsv"))
 
 
-def fetch(url: str, path: Path):
-    """Download a file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with urllib.request.urlopen(url, timeout=60) as reply, open(part, "wb") as file:
-            total = int(reply.headers.get("Content-Length") or 0)
-            with tqdm(total=total or None, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
-                while block := reply.read(2**16):
-                    file.write(block)
-                    bar.update(len(block))
-            if total and file.tell() != total:
-                raise OSError(f"{url} broke off after {file.tell():,} of {total:,} bytes")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def extract(archive: Path, task: Task, folder: Path):
-    """Copy the task's files out of a zip, nothing else. Raises ValueError where the zip cannot be GLUE's."""
-    with zipfile.ZipFile(archive) as file:
-        paths = {name: PurePosixPath(name.replace("\\", "/")) for name in file.namelist()}
-        if any(path.is_absolute() or ".." in path.parts for path in paths.values()):
-            raise ValueError(f"{archive.name} holds a path that leads out of its folder: do not trust it")
-        for stem in task.files:
-            wanted = (folder.name, f"{stem}.tsv")
-            member = next((name for name, path in paths.items() if path.parts[-2:] == wanted), None)
-            if member is None:
-                raise ValueError(f"{archive.name} holds no {'/'.join(wanted)}")
-            with file.open(member) as source:
-                bert.atomic_write(folder / wanted[1], lambda target, s=source: shutil.copyfileobj(s, target))
+def fetch(url: str) -> bytes:
+    """Download a file. Raises OSError, also where the connection breaks off."""
+    data = io.BytesIO()
+    with urllib.request.urlopen(url, timeout=60) as reply:
+        total = int(reply.headers.get("Content-Length") or 0)
+        with tqdm.wrapattr(reply, "read", total or None, desc=Path(url).name, disable=None) as source:
+            shutil.copyfileobj(source, data)
+    if total and data.tell() != total:
+        raise OSError(f"{url} broke off after {data.tell():,} of {total:,} bytes")
+    return data.getvalue()
 
 
 def split_mrpc(folder: Path):
@@ -297,13 +274,12 @@ def split_mrpc(folder: Path):
     )
     if any(len(row) != 5 for row in train + test):
         raise ValueError(f"the msr_paraphrase files in {folder} are damaged; delete them and start again")
-    dev = {tuple(row) for row in ids}
-    parts = {"train": train[:1] + [row for row in train[1:] if tuple(row[1:3]) not in dev]}
-    parts["dev"] = train[:1] + [row for row in train[1:] if tuple(row[1:3]) in dev]
-    parts["test"] = [["index", *test[0][1:]]] + [[str(i), *row[1:]] for i, row in enumerate(test[1:])]
+    parts = {"train": train[:1], "dev": train[:1], "test": [["index", *test[0][1:]]]}
+    parts["train"] += [row for row in train[1:] if row[1:3] not in ids]
+    parts["dev"] += [row for row in train[1:] if row[1:3] in ids]
+    parts["test"] += [[str(i), *row[1:]] for i, row in enumerate(test[1:])]
     for part, rows in parts.items():
-        text = "".join("\t".join(row) + "\n" for row in rows).encode()
-        bert.atomic_write(folder / f"{part}.tsv", lambda file, text=text: file.write(text))
+        (folder / f"{part}.tsv").write_bytes("".join("\t".join(row) + "\n" for row in rows).encode())
 
 
 # ---- fine-tuning ----
@@ -315,37 +291,28 @@ def stream(*key) -> int:
 
 
 def encode(tokenizer, texts) -> list:
-    """N rows (ids int32 [T], how many of them are the first sentence's), in slices to save memory."""
-    rows = []
-    for start in tqdm(range(0, len(texts), 8192), "tokenising", leave=False, disable=None):
-        part = [text if len(text) == 2 else text[0] for text in texts[start : start + 8192]]
-        rows += [(np.array(e.ids, np.int32), len(e) - sum(e.type_ids)) for e in tokenizer.encode_batch(part)]
-    return rows
+    """N rows int32 [2, T]: the id of every token, and its segment."""
+    encodings = (tokenizer.encode(*text) for text in tqdm(texts, "tokenising", leave=False, disable=None))
+    return [np.array((e.ids, e.type_ids), np.int32) for e in encodings]
 
 
 def length_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list:
     """Every row once, in batches of similar length: shuffle, sort pools of 64 batches, shuffle batches."""
     rng = np.random.default_rng(seed)
-    order, pool = rng.permutation(len(lengths)), 64 * batch_size
-    pools = [order[i : i + pool] for i in range(0, len(order), pool)]
-    order = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
+    order, pool = rng.permutation(len(lengths)), np.arange(len(lengths)) // (64 * batch_size)
+    order = order[np.lexsort((lengths[order], pool))]  # by pool, then by length
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def forward(model, rows, index, o) -> torch.Tensor:
     """Logits [B, C], float32, of the rows `index`, padded to the longest of them."""
-    length, first = torch.tensor([(len(rows[i][0]), rows[i][1]) for i in index]).T[..., None]  # [B, 1] each
-    ids = [torch.from_numpy(rows[i][0]) for i in index]
-    input_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-    place = torch.arange(input_ids.shape[1])
-    second = (place >= first) & (place < length)
-    inputs = [x.to(o.device) for x in (input_ids, place < length, second.int())]
+    tensors = [torch.from_numpy(rows[i].T) for i in index]
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=-1)  # [B, T, 2]
+    ids, segments = padded.to(o.device).unbind(-1)
     with torch.autocast(o.device.type, o.dtype, enabled=o.dtype != torch.float32):
-        pooled = model.bert(*inputs)[1]
-    return model.classifier(
-        model.dropout(pooled.float())
-    )  # bfloat16 scores of three digits would be full of ties
+        pooled = model.bert(ids.clamp_min(0), ids >= 0, segments.clamp_min(0))[1]
+    return model.classifier(model.dropout(pooled.float()))  # in bfloat16 many scores would be ties
 
 
 def build_model(name: str, seed: int, arm: str, o) -> bert.BertForSequenceClassification:
@@ -386,7 +353,7 @@ def finetune(model, rows, labels, key, o, title: str) -> float:
         for part in (model.bert.embeddings, model.bert.encoder):
             part.eval().requires_grad_(False)
     optimizer = make_optimizer(model, o.lr)
-    lengths, labels = np.array([len(ids) for ids, _ in rows]), torch.from_numpy(labels).to(o.device)
+    lengths, labels = np.array([row.shape[1] for row in rows]), torch.from_numpy(labels).to(o.device)
     if model.config.num_labels == 1:  # start at the mean score: the bias would be slow to get there
         torch.nn.init.constant_(model.classifier.bias, labels.mean().item())
     steps, step, tokens, start = o.epochs * math.ceil(len(rows) / o.batch_size), 0, 0, time.time()
@@ -404,21 +371,18 @@ def finetune(model, rows, labels, key, o, title: str) -> float:
                 step, tokens = step + 1, tokens + int(lengths[index].sum())
                 bar.update()
                 if step % 50 == 0 or step == steps:  # reading the loss makes a GPU wait
-                    if not math.isfinite(loss.item()):
-                        raise ValueError(
-                            f"{title}: the loss is {loss.item()} at step {step}; try a lower --lr"
-                        )
-                    bar.set_postfix_str(
-                        f"loss {loss.item():.3f}, {tokens / (time.time() - start):,.0f} tokens/s"
-                    )
+                    value, speed = loss.item(), tokens / (time.time() - start)
+                    if not math.isfinite(value):
+                        raise ValueError(f"{title}: the loss is {value} at step {step}; try a lower --lr")
+                    bar.set_postfix_str(f"loss {value:.3f}, {speed:,.0f} tokens/s")
     model.eval()
-    return tokens / (time.time() - start)
+    return speed
 
 
 @torch.inference_mode()
 def predict(model, rows, o) -> np.ndarray:
     """Predictions [N] in the order of the rows: the likeliest class, or the score."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    order = sorted(range(len(rows)), key=lambda i: rows[i].shape[1])
     logits = torch.empty(len(rows), model.config.num_labels)
     for start in tqdm(range(0, len(rows), 256), "evaluating", leave=False, disable=None):
         index = order[start : start + 256]
@@ -445,11 +409,11 @@ def score(name: str, labels: dict, guesses: dict) -> dict:
 
 def write_submission(name: str, stem: str, guess: np.ndarray, folder: Path):
     """One file as gluebenchmark.com takes it: index<TAB>prediction, labels as GLUE's files write them."""
-    labels, suffix = TASKS[name].labels, {"test_matched": "-m", "test_mismatched": "-mm"}.get(stem, "")
+    labels = TASKS[name].labels
     words = [labels[int(x)] if labels else f"{min(5.0, max(0.0, float(x))):.3f}" for x in guess]
     text = "index\tprediction\n" + "".join(f"{i}\t{word}\n" for i, word in enumerate(words))
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ("AX.tsv" if stem == "diagnostic" else f"{name}{suffix}.tsv")
+    path = folder / f"{ANSWERS.get(stem, name)}.tsv"
     bert.atomic_write(path, lambda file: file.write(text.encode()))
 
 
@@ -472,10 +436,10 @@ def open_record(o) -> dict:
             if there != value:
                 raise ValueError(f"{path} was made with {name} {there}, not {value}; choose another --out")
         return record
-    hardware = torch.cuda.get_device_name(o.device) if o.device.type == "cuda" else platform.machine()
-    made_with = {"python": platform.python_version(), "torch": torch.__version__, "hardware": hardware}
-    record = {"model": o.model, "settings": settings, "made_with": made_with, "notes": {}, "data": {}}
-    return record | {"majority": {}, "results": {}}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    made_with = versions | {"hardware": hardware_name(o.device)}
+    record = {"model": o.model, "settings": settings, "made_with": made_with}
+    return record | {"notes": {}, "data": {}, "majority": {}, "results": {}}
 
 
 def evaluate(o):
@@ -489,89 +453,78 @@ def evaluate(o):
         print(f"--max-length is cut to the checkpoint's {o.max_length} positions")
     tokenizer.encode_special_tokens = True  # "[SEP]" inside a sentence is text
     tokenizer.enable_truncation(o.max_length)  # the longer sentence of a pair loses tokens first
-    record = open_record(o)
+    record, answers = open_record(o), Path(o.out) / f"submission-seed-{o.seeds[0]}"
     print(f"{o.model}: {config.num_hidden_layers} layers x {config.hidden_size}, {o.device}, {o.dtype}")
-    names = set(o.tasks or TASKS)
-    if "AX" in names or o.mnli_init and names & set(FROM_MNLI):
-        names.add("MNLI")
-    for name in sorted(names - {"AX"}, key=["MNLI", *TASKS].index):
-        evaluate_task(name, o, tokenizer, record)
-        if name == "MNLI" and o.mnli_init and not record["results"]:
+    for name in sorted(set(o.tasks) - {"AX"}, key=["MNLI", *TASKS].index):
+        evaluate_task(name, o, tokenizer, record, answers)
+        if o.mnli_init and "MNLI" in o.tasks and "MNLI" not in record["data"]:
             raise ValueError(f"--mnli-init needs MNLI, and {o.data_dir} lacks its train or dev file")
     if not record["results"]:
         raise ValueError(f"{o.data_dir} has train and dev files of no task asked for; try --download")
     print(f"\n{results_table(record)}\n\nwritten: {Path(o.out) / 'glue.json'}")
     if o.predict:
-        zip_submission(submission_folder(o))
+        wanted = [f"{name}.tsv" for name in (*TASKS, "MNLI-m", "MNLI-mm") if name != "MNLI"]
+        lacks = ", ".join(name for name in wanted if not (answers / name).is_file())
+        answers.mkdir(exist_ok=True)
+        path = shutil.make_archive(str(answers), "zip", answers)
+        print(f"written: {path}" + f" (incomplete, without {lacks})" * bool(lacks))
 
 
-def evaluate_task(name: str, o, tokenizer, record: dict):
-    """All seeds of one task; each is in glue.json as soon as it is finished."""
+def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
+    """All seeds of one task; each is in glue.json as soon as it is finished, its answers in their folder."""
     splits, notes = load_task(name, o.data_dir, o.predict)
-    if name == "MNLI" and "AX" in (o.tasks or TASKS):
+    if name == "MNLI" and "AX" in o.tasks:
         diagnostic, more = load_task("AX", o.data_dir)
         splits, notes = splits | diagnostic, notes + more
-    files = {stem: split.crc32 for stem, split in splits.items() if stem.startswith(("train", "dev"))}
-    runnable = "train" in files and len(files) > 1
-    notes += [] if runnable else [f"{name}: skipped, it needs a train and a dev file"]
-    print("".join(f"{note}\n" for note in notes), end="")
-    record["notes"][name] = notes
+    folder = task_folder(name, o.data_dir)
+    paths = {stem: folder / f"{stem}.tsv" for stem in splits if not stem.startswith(HIDDEN)}
+    runnable = "train" in paths and len(paths) > 1
+    record["notes"][name] = notes + [f"{name}: skipped, it needs a train and a dev file"] * (not runnable)
+    for note in record["notes"][name]:
+        print(note)
     if not runnable:
         return
+    files = {stem: zlib.crc32(path.read_bytes()) for stem, path in paths.items()}
     if record["data"].setdefault(name, files) != files:
         raise ValueError(f"the files of {name} are not those {o.out} was made with; choose another --out")
-    train, results = splits.pop("train"), record["results"]
+    train, rows, results = splits.pop("train"), {}, record["results"]
     if 0 < o.max_train < len(train.texts):  # drawn, since files may be sorted; the same rows for every seed
         kept = np.random.default_rng(stream(name, "subset")).permutation(len(train.texts))[: o.max_train]
         train = Split([train.texts[i] for i in kept], train.labels[kept])
     labels = {stem: split.labels for stem, split in splits.items() if split.labels is not None}
     constant = {stem: np.full(len(y), np.bincount(y.astype(int)).argmax()) for stem, y in labels.items()}
-    record["majority"] |= {task: result["scores"] for task, result in score(name, labels, constant).items()}
-    rows = {}
+    floors = {task: result["scores"] for task, result in score(name, labels, constant).items()}
+    record["majority"] |= floors
     for seed in o.seeds:
         for arm in ARMS[: 1 + o.from_scratch]:
-            answer = o.predict and (arm, seed) == (ARMS[0], o.seeds[0])
-            weights = mnli_folder(o, arm, seed) if o.mnli_init and name == "MNLI" else None
-            done = results.get(arm, {}).get(name, {}).get(str(seed))
-            if done and (done["answered"] or not answer) and (not weights or weights.is_dir()):
+            answering = o.predict and (arm, seed) == (ARMS[0], o.seeds[0])
+            asked = [stem for stem in splits if answering and stem.startswith(HIDDEN)]
+            leaves = [answers / f"{ANSWERS.get(stem, name)}.tsv" for stem in asked]
+            leaves += [mnli_folder(o, arm, seed)] * (o.mnli_init and name == "MNLI")
+            scored = all(str(seed) in results.get(arm, {}).get(task, {}) for task in floors)
+            if scored and all(path.exists() for path in leaves):
                 continue
             if not rows:
-                rows = {stem: encode(tokenizer, split.texts) for stem, split in splits.items()}
-                rows["train"] = encode(tokenizer, train.texts)
+                every = {**splits, "train": train}.items()
+                rows = {stem: encode(tokenizer, split.texts) for stem, split in every}
             title, start = f"{name}, {arm}, seed {seed}", time.time()
             model = build_model(name, seed, arm, o)
             speed = finetune(model, rows["train"], train.labels, (seed, name), o, title)
-            if weights:
-                model.save_pretrained(weights)
-            guesses = {stem: predict(model, rows[stem], o) for stem in (splits if answer else labels)}
-            for stem in guesses:
-                if answer and not stem.startswith("dev"):
-                    write_submission(name, stem, guesses[stem], submission_folder(o))
-            seconds = round(time.time() - start, 1)
-            facts = {"train_rows": len(train.texts), "answered": answer, "seconds": seconds}
+            if o.mnli_init and name == "MNLI":
+                model.save_pretrained(mnli_folder(o, arm, seed))
+            guesses = {stem: predict(model, rows[stem], o) for stem in {*labels, *asked}}
+            for stem in asked:
+                write_submission(name, stem, guesses[stem], answers)
+            facts = {"train_rows": len(train.texts), "seconds": round(time.time() - start, 1)}
             for task, result in score(name, labels, guesses).items():
                 results.setdefault(arm, {}).setdefault(task, {})[str(seed)] = result | facts
                 values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in result["scores"].items())
-                print(f"{title}: {values} ({seconds} s, {speed:,.0f} tokens/s)")
+                print(f"{title}: {values} ({facts['seconds']} s, {speed:,.0f} tokens/s)")
             Path(o.out).mkdir(parents=True, exist_ok=True)
             bert.write_json(Path(o.out) / "glue.json", record)
 
 
-def submission_folder(o) -> Path:
-    """The test predictions are those of the first seed."""
-    return Path(o.out) / f"submission-seed-{o.seeds[0]}"
-
-
-def zip_submission(folder: Path):
-    """Pack the submission files and say which of the eleven that the benchmark asks for are missing."""
-    wanted = [f"{name}.tsv" for name in (*TASKS, "MNLI-m", "MNLI-mm") if name != "MNLI"]
-    lacks = ", ".join(name for name in wanted if not (folder / name).is_file())
-    folder.mkdir(exist_ok=True)
-    path = shutil.make_archive(str(folder), "zip", folder)
-    print(f"written: {path}" + f" (incomplete, without {lacks})" * bool(lacks))
-
-
-# ---- tables ----
+# ---- tables and comparison ----
 
 
 def markdown(rows) -> str:
@@ -602,93 +555,79 @@ def seed_means(arm: dict, tasks) -> dict:
 def results_table(record) -> str:
     """The results in Markdown, followed by what has to be known to read them."""
     results, settings, majority = record["results"], record["settings"], record["majority"]
-    arms, names = [arm for arm in ARMS if arm in results], sorted(results[ARMS[0]], key=[*TASKS].index)
-    tasks, notes = [name for name in names if name not in NO_AVERAGE], sum(record["notes"].values(), [])
-    table, stuck = [["task", "metric", *arms, "majority", "train rows", "s/run"]], set()
+    arms = [arm for arm in ARMS if arm in results]
+    names = [name for name in TASKS if name in results[ARMS[0]]]
+    tasks = [name for name in names if name not in NO_AVERAGE]
+    runs = {(name, arm): results[arm].get(name, {}) for name in names for arm in arms}
+    stuck = {key: " ".join(seed for seed in runs[key] if runs[key][seed]["one_answer"]) for key in runs}
+    table = [["task", "metric", *arms, "majority", "train rows", "s/run"]]
     for name in names:
-        runs = {arm: results[arm].get(name, {}) for arm in arms}
-        for arm in arms:
-            if seeds := " ".join(seed for seed in runs[arm] if runs[arm][seed]["one_answer"]):
-                stuck |= {(name, arm), ("average" if name in tasks else name, arm)}
-                notes.append(f"! {name}, {arm}, seed {seeds}: one answer for every row, nothing was learnt")
-        first, seconds = list(runs[ARMS[0]].values())[0], [run["seconds"] for run in runs[ARMS[0]].values()]
+        mark = " *" * (settings["mnli_init"] and name in FROM_MNLI)
+        first = list(runs[name, ARMS[0]].values())
+        end = [f"{first[0]['train_rows']:,}", f"{np.mean([run['seconds'] for run in first]):.0f}"]
         for metric, floor in majority[name].items():
-            values = {arm: [run["scores"][metric] for run in runs[arm].values()] for arm in arms}
-            cells = [spread(values[arm]) + " !" * ((name, arm) in stuck) for arm in arms]
-            mark = " *" * (settings["mnli_init"] and name in FROM_MNLI)
-            end = [spread([floor]), f"{first['train_rows']:,}", f"{np.mean(seconds):.0f}"]
-            table.append([name + mark, metric, *cells, *end])
+            values = {arm: [run["scores"][metric] for run in runs[name, arm].values()] for arm in arms}
+            cells = [spread(values[arm]) + " !" * bool(stuck[name, arm]) for arm in arms]
+            table.append([name + mark, metric, *cells, spread([floor]), *end])
     if tasks:
         means = {arm: list(seed_means(results[arm], tasks).values()) for arm in arms}
-        cells = [spread(means[arm]) + " !" * (("average", arm) in stuck) for arm in arms]
+        cells = [spread(means[arm]) + " !" * any(stuck[name, arm] for name in tasks) for arm in arms]
         floor = np.mean([np.mean(list(majority[name].values())) for name in tasks])
         table.append([f"average of {len(tasks)}", "", *cells, spread([floor]), "", ""])
-    seeds = " ".join(sorted({seed for runs in results[ARMS[0]].values() for seed in runs}, key=int))
+    seeds = " ".join(sorted({seed for key in runs for seed in runs[key]}, key=int))
     caption = f"GLUE dev sets, percent, mean (standard deviation) over seeds {seeds} after the last epoch; "
     caption += ", ".join(f"{name} {settings[name]}" for name in ("epochs", "lr", "batch_size", "dtype"))
     caption += ", head only" * settings["freeze"] + f". The average is without {' and '.join(NO_AVERAGE)}."
+    notes = ["* starts from the weights fine-tuned on MNLI"] * settings["mnli_init"]
     if settings["max_train"]:
-        notes.insert(0, f"quick run: at most {settings['max_train']:,} training rows a task")
-    if settings["mnli_init"]:
-        notes.insert(0, "* starts from the weights fine-tuned on MNLI")
+        notes.append(f"quick run: at most {settings['max_train']:,} training rows a task")
+    notes += sum(record["notes"].values(), [])
+    for (name, arm), seeds in stuck.items():
+        if seeds:
+            notes.append(f"! {name}, {arm}, seed {seeds}: one answer for every row, nothing was learnt")
     return "\n".join([markdown(table), "", caption, *(f"- {note}" for note in notes)])
-
-
-# ---- comparison of runs ----
 
 
 def welch(a, b):
     """Welch's t-test of two samples: (t, degrees of freedom nu, two-sided p); None if no variance is known.
 
     t = (mean b - mean a) / sqrt(v_a + v_b) with v = s^2 / n (Welch 1947);
-    nu = (v_a + v_b)^2 / (v_a^2 / (n_a - 1) + v_b^2 / (n_b - 1)). p is Student's tail beyond |t|, twice. With
-    T = sqrt(nu) tan(x) the density is cos(x)^(nu - 1) Gamma((nu + 1) / 2) / (sqrt(pi) Gamma(nu / 2)), here
-    integrated from atan(|t| / sqrt(nu)) to pi / 2.
+    nu = (v_a + v_b)^2 / (v_a^2 / (n_a - 1) + v_b^2 / (n_b - 1)). With T = sqrt(nu) tan(x), Student's density
+    is a constant times cos(x)^(nu - 1): p is the share of its area that lies beyond atan(|t| / sqrt(nu)).
     """
-    if min(len(a), len(b)) < 2:
+    if min(len(a), len(b)) < 2 or max(np.var(a), np.var(b)) < 1e-20:
         return None
     v_a, v_b = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
-    if v_a + v_b < 1e-20:
-        return None
     t = (np.mean(b) - np.mean(a)) / math.sqrt(v_a + v_b)
     nu = (v_a + v_b) ** 2 / (v_a**2 / (len(a) - 1) + v_b**2 / (len(b) - 1))
-    nodes, weights = np.polynomial.legendre.leggauss(200)  # Gauss-Legendre quadrature on (-1, 1)
-    low = math.atan(abs(t) / math.sqrt(nu))
-    half = (math.pi / 2 - low) / 2
-    tail = half * (weights * np.cos(low + half * (1 + nodes)) ** (nu - 1)).sum()
-    p = 2 * tail * math.exp(math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2)) / math.sqrt(math.pi)
-    return float(t), float(nu), min(1.0, float(p))
 
+    def area_beyond(x):  # up to pi / 2, by the midpoint rule
+        middles = x + (math.pi / 2 - x) * (np.arange(100_000) + 0.5) / 100_000
+        return (math.pi / 2 - x) * (np.cos(middles) ** (nu - 1)).mean()
 
-def read_arms(specs) -> dict:
-    """["A=run1,run2", ...] -> {"A": [glue.json of each run]}. Raises ValueError or OSError."""
-    arms = {}
-    for spec in specs:
-        name, _, folders = spec.partition("=")
-        runs = [bert.read_json(Path(folder) / "glue.json") for folder in folders.split(",") if folder]
-        if not runs or name in arms:
-            raise ValueError(f"--compare {spec}: write NAME=RUN or NAME=RUN,RUN, each name once")
-        if not all(run.get("results", {}).get(ARMS[0]) for run in runs):
-            raise ValueError(f"--compare {spec}: a glue.json without results; finish that run first")
-        if len({run["settings"]["checkpoint"] for run in runs}) < len(runs):
-            raise ValueError(f"--compare {spec}: the same checkpoint twice is not two pretraining runs")
-        arms[name] = runs
-    if len(arms) < 2:
-        raise ValueError("--compare needs two names, as in A=runs/a B=runs/b")
-    return arms
+    p = area_beyond(math.atan(abs(t) / math.sqrt(nu))) / area_beyond(0)
+    return float(t), float(nu), float(p)
 
 
 def compare(specs) -> str:
-    """Markdown that sets arms side by side, task by task, and tests every other arm against the first.
+    """Markdown that sets arms ["A=run1,run2", ...] side by side and tests every other one against the first.
 
     Fine-tuning seeds are averaged within a pretraining run, then runs are compared. Where an arm has one run,
-    seeds are compared instead, which says nothing about a second pretraining run.
+    seeds are compared instead, which says nothing about a second pretraining run. Raises ValueError, OSError.
     """
-    arms = read_arms(specs)
-    every = [run for runs in arms.values() for run in runs]
-    many, (first, *others) = min(map(len, arms.values())) > 1, arms
-    some = [name for name in TASKS if any(name in run["results"][ARMS[0]] for run in every)]
-    tasks = [name for name in some if all(name in run["results"][ARMS[0]] for run in every)]
+    arms = {}
+    for spec in specs:
+        arm, _, folders = spec.partition("=")
+        runs = [bert.read_json(Path(folder) / "glue.json") for folder in folders.split(",") if folder]
+        if not runs or arm in arms:
+            raise ValueError(f"--compare {spec}: write NAME=RUN or NAME=RUN,RUN, each name once")
+        if len({run["settings"]["checkpoint"] for run in runs}) < len(runs):
+            raise ValueError(f"--compare {spec}: the same checkpoint twice is not two pretraining runs")
+        arms[arm] = runs
+    if len(arms) < 2:
+        raise ValueError("--compare needs two names, as in A=runs/a B=runs/b")
+    every, many = sum(arms.values(), []), min(map(len, arms.values())) > 1
+    tasks = [name for name in TASKS if all(name in run["results"][ARMS[0]] for run in every)]
     average = [name for name in tasks if name not in NO_AVERAGE]
 
     def sample(arm, names):
@@ -698,7 +637,7 @@ def compare(specs) -> str:
         common = set.intersection(*map(set, scores))
         return [np.mean([seeds[seed] for seeds in scores]) for seed in sorted(common)]
 
-    text, tests = [], 0
+    text, tests, (first, *others) = [], 0, arms
     for other in others:
         table = [["task", first, other, "difference", "p", "verdict"]]
         for names in [[name] for name in tasks] + [average] * (len(average) > 1):
@@ -713,18 +652,19 @@ def compare(specs) -> str:
             table.append([label, spread(a), spread(b), gap, p, verdict])
         text += [markdown(table), ""]
     unit = "pretraining runs" if many else "fine-tuning seeds"
-    text += [f"GLUE dev sets, percent, mean (standard deviation) over {unit}; p of Welch's t-test."]
+    text += [f"GLUE dev sets, percent: metrics averaged, then mean (std) over {unit}; p of Welch's t-test."]
     text += [f"- {tests} tests at 5%: about {0.05 * tests:.2g} of them would find a difference by luck"]
     text += [f"- {arm}: pretraining runs {len(runs)}" for arm, runs in arms.items()]
     if not many:
         text += ["- an arm has one pretraining run: only the noise of fine-tuning is known here"]
-    text += [f"- {name}: not in every run, left out" for name in some if name not in tasks]
-    for key in sorted(set(every[0]["settings"]) - {"checkpoint"}):
-        if len({str(run["settings"].get(key)) for run in every}) > 1:
-            text += [f"- unequal conditions: {key} differs between runs"]
-    for name in tasks:
-        if any(run["data"].get(name) != every[0]["data"].get(name) for run in every):
+    for name in TASKS:
+        if any(name in run["results"][ARMS[0]] for run in every) and name not in tasks:
+            text += [f"- {name}: not in every run, left out"]
+        if name in tasks and any(run["data"].get(name) != every[0]["data"].get(name) for run in every):
             text += [f"- unequal conditions: the files of {name} differ between runs"]
+    for key, value in every[0]["settings"].items():
+        if key != "checkpoint" and any(run["settings"].get(key) != value for run in every):
+            text += [f"- unequal conditions: {key} differs between runs"]
     return "\n".join(text)
 
 
@@ -752,32 +692,28 @@ class Options:
     download: bool = option(False, "first fetch the official files that --data-dir lacks")
     out: str = option("runs/glue", "folder for glue.json; a run that stopped goes on from there")
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto: cuda if there is one")
-    dtype: str = option("auto", "auto, float32, or bfloat16; auto: bfloat16 where the hardware has it")
-
-
-def check_options(o: Options):
-    """Refuse numbers out of range and a command without a purpose. Raises ValueError."""
-    for name, least in {"epochs": 1, "batch_size": 1, "max_length": 8, "max_train": 0, "lr": 0}.items():
-        if not getattr(o, name) >= least:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(o, name)} must be {least} or more")
-    if len(set(o.seeds)) < len(o.seeds) or min(o.seeds) < 0:
-        raise ValueError("--seeds must differ and not be negative: the same seed twice is the same run")
-    if o.dtype not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"--dtype {o.dtype} is not one of auto, float32, bfloat16")
-    if not (o.model or o.compare or o.download):
-        raise ValueError("nothing to do: give --model FOLDER, --compare A=RUN B=RUN, or --download")
+    dtype: str = option("auto", "auto: bfloat16 if fast here", choices=["auto", "float32", "bfloat16"])
 
 
 def main(argv=None):
     """The program."""
     o = Options(**parse_options(Options, __doc__.splitlines()[0], argv))
+    o.lr = o.lr or (1e-3 if o.freeze else 1e-4)
     try:
-        check_options(o)
-        o.lr = o.lr or (1e-3 if o.freeze else 1e-4)
+        for name, least in {"epochs": 1, "batch_size": 1, "max_length": 8, "max_train": 0, "lr": 0}.items():
+            if not getattr(o, name) >= least:
+                raise ValueError(f"{flag(name)} {getattr(o, name)} must be {least} or more")
+        if len(set(o.seeds)) < len(o.seeds) or min(o.seeds) < 0:
+            raise ValueError("--seeds must differ and not be negative: the same seed twice is the same run")
+        if not (o.model or o.compare or o.download):
+            raise ValueError("nothing to do: give --model FOLDER, --compare A=RUN B=RUN, or --download")
         if o.compare:
             print(compare(o.compare))
+        o.tasks = o.tasks or list(TASKS)
+        if "AX" in o.tasks or o.mnli_init and set(o.tasks) & set(FROM_MNLI):
+            o.tasks.append("MNLI")
         if o.download:
-            download(o.tasks or TASKS, o.data_dir)
+            download(dict.fromkeys(o.tasks), o.data_dir)
         if o.model:
             evaluate(o)
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ import io
 import os
 import threading
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,6 +269,24 @@ def test_a_bad_archive_is_named_and_the_other_tasks_go_on(server, tmp_path, caps
     out = capsys.readouterr().out
     assert "RTE: failed" in out and reason in out and "AX: complete" in out
     assert not (tmp_path / "RTE" / "RTE.zip").exists(), "a bad archive must not be found by the next start"
+
+
+@pytest.mark.parametrize("asked", [["AX"], ["RTE", "--mnli-init"]])
+def test_what_needs_mnli_downloads_it_too(server, tmp_path, asked):
+    with pytest.raises(SystemExit, match="MNLI.* not downloaded"):
+        glue.main(["--download", "--data-dir", str(tmp_path), "--tasks", *asked])
+    assert server["asked"].count("/glue/MNLI.zip") == 1
+
+
+def test_a_file_whose_checksum_is_wrong_is_not_written(server, tmp_path, capsys):
+    train = RTE + "0\tA\tB\tentailment\n"
+    checksum = zlib.crc32(train.encode()).to_bytes(4, "little")
+    assert zipped().count(checksum) == 4, "train and dev are alike, and a zip says it twice"
+    server["/glue/RTE.zip"] = zipped().replace(checksum, b"0000")
+    with pytest.raises(OSError, match="RTE not downloaded"):
+        glue.download(["RTE"], tmp_path)
+    assert files_in(tmp_path) == [], "it would have the official number of rows"
+    assert "RTE: failed: Bad CRC-32" in capsys.readouterr().out
 
 
 def test_mrpc_is_put_together_from_the_corpus_and_the_list_of_ids(server, tmp_path, capsys):
