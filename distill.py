@@ -209,12 +209,12 @@ class Distillation(train.Pretraining):
             with torch.no_grad():
                 wanted = self.teacher(ids, positions=places)[..., : len(self.vocab)]
             logits = self.model(ids, positions=places)
-        cross_entropy, correct = train.mlm_loss(logits, labels)
+        cross_entropy, correct, entropy = train.MaskedLoss.apply(logits, labels)
         kl = kd_loss(logits[..., : len(self.vocab)], wanted, labels, temperature)
         loss = (1 - alpha) * cross_entropy + alpha * kl
         agreed = ((logits.argmax(-1) == wanted.argmax(-1)) & (labels != IGNORE)).sum()
         sums = (loss, correct, cross_entropy, kl / temperature**2, agreed)
-        return loss, torch.stack([value.detach().float() for value in sums])
+        return loss, torch.stack([value.detach().float() for value in sums]), entropy
 
     def work(self) -> float:
         """As in train.py, with the teacher's forward pass; a table of entropies costs nothing."""

@@ -82,7 +82,12 @@ class Options:
     lr: float = option(1e-3, "highest learning rate")
     warmup: float = option(0.05, "steps until it is reached (below 1: share of --steps); then linear to 0")
     masking: str = option("self", "whose entropy chooses the masks", choices=["random", "self", "teacher"])
-    reading: str = option("blank", "entropy of tokens as seen, or hidden", choices=["visible", "blank"])
+    reading: str = option(
+        "blank",
+        "entropy of tokens as seen, as hidden, or as remembered from when they were last masked (self only)",
+        choices=["visible", "blank", "memory"],
+    )
+    entropy_every: int = option(0, "--reading memory: read blanks afresh in every n-th epoch; 0: never")
     candidates: float = option(2.0, "blanks tried per mask in the blank reading")
     select: str = option("sample", "rule that picks the masks by entropy", choices=list(RULES))
     select_temperature: float = option(1.0, "tau of --select sample")
@@ -102,26 +107,21 @@ class Options:
 
     # the least and the most that a number may be
     limits = dict.fromkeys(("steps", "batch_size", "accumulate", "eval_every"), (1, np.inf))
-    limits |= dict.fromkeys(("max_tokens", "warmup", "entropy_warmup", "seed"), (0, np.inf))
+    limits |= dict.fromkeys(("max_tokens", "warmup", "entropy_warmup", "entropy_every", "seed"), (0, np.inf))
     limits |= {"vocab_size": (100, 2**31), "seq_len": (8, 2**20), "lr": (1e-12, 1e3), "candidates": (1, 1e3)}
     limits |= {"select_temperature": (1e-3, 1e6), "random_share": (0, 1), "dropout": (0, 0.9)}
 
     def without_effect(self) -> list:
         """(whether it applies, a choice, the options that have no effect with it)."""
-        by_entropy = (
-            "reading",
-            "select",
-            "candidates",
-            "select_temperature",
-            "random_share",
-            "entropy_warmup",
-        )
+        tries = self.reading == "blank" or (self.reading == "memory" and self.entropy_every)
+        by_entropy = ("reading", "select", "select_temperature", "random_share", "entropy_warmup")
         return [
             (self.from_, "--from", ("vocab", "vocab_size", "size", "init")),
             (self.vocab, "--vocab", ("vocab_size",)),
-            (self.masking == "random", "--masking random", by_entropy),
+            (self.masking == "random", "--masking random", (*by_entropy, "candidates", "entropy_every")),
             (self.masking != "teacher", f"--masking {self.masking}", ("teacher",)),
-            (self.reading == "visible", "--reading visible", ("candidates",)),
+            (not tries, f"--reading {self.reading}", ("candidates",)),
+            (self.reading != "memory", f"--reading {self.reading}", ("entropy_every",)),
             (self.select != "sample", f"--select {self.select}", ("select_temperature",)),
         ]
 
@@ -133,6 +133,8 @@ class Options:
                     raise ValueError(f"{flag(name)} has no effect with {choice}: leave one of them out")
         if self.masking == "teacher" and not self.teacher:
             raise ValueError("--masking teacher needs --teacher FOLDER")
+        if self.reading == "memory" and self.masking != "self":
+            raise ValueError("--reading memory remembers a model's own entropies: it needs --masking self")
         for name, (least, most) in self.limits.items():
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{flag(name)} {getattr(self, name)} is not between {least} and {most}")
@@ -345,6 +347,37 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
     return -target.masked_fill(~counted, 0).sum(), right.sum().float()
 
 
+class MaskedLoss(torch.autograd.Function):
+    """(loss, right, entropy [...]) = MaskedLoss.apply(logits [..., V], labels [...]): mlm_loss, faster.
+
+    The gradient of -log p(y) is p - onehot(y), so that one p, made a slice of rows at a time while it is in
+    the processor's cache, gives the loss, the gradient and the entropy of each blank in nats (for --reading
+    memory). Autograd would make several tensors of the logits' size and read each from memory again.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, labels):
+        rows = max(1, masking.slice_size(logits.device) // logits.shape[-1])
+        gradient, pieces = torch.empty_like(logits), []
+        parts = (tensor.flatten(0, -2).split(rows) for tensor in (logits, gradient, labels[..., None]))
+        for z, slope, label in zip(*parts, strict=True):
+            counted, word = label != IGNORE, label.clamp_min(0)  # [rows, 1]
+            log_p = z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(-1)
+            target, highest = log_p.gather(-1, word), log_p.amax(-1, keepdim=True)
+            p = log_p.exp()
+            entropy = -torch.linalg.vecdot(p, log_p)[:, None]
+            pieces.append(torch.cat((-target * counted, (target >= highest) * counted, entropy), -1))
+            slope.copy_(p.scatter_add_(-1, word, -torch.ones_like(target)).mul_(counted))
+        (loss, right), entropy = torch.cat(pieces)[:, :2].sum(0), torch.cat(pieces)[:, 2].view(labels.shape)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(right, entropy)
+        return loss, right, entropy
+
+    @staticmethod
+    def backward(ctx, scale, *_):
+        return ctx.saved_tensors[0] * scale, None
+
+
 def as_steps(value: float, steps: int) -> int:
     """A number of steps, given as such or, below 1, as a share of all."""
     return round(value * steps) if value < 1 else round(value)
@@ -393,6 +426,7 @@ class Pretraining:
     """One run: text, model, optimiser and what was measured so far. distill.py has a subclass."""
 
     columns = ("loss", "accuracy")  # what `loss` measures, summed over the masked tokens
+    tensors = ("sums", "counts", "distinct", "remembered", "memory", "level")  # kept in a checkpoint
     beside: dict = {}  # figures that stand beside the held-out score in every line of the log
 
     def __init__(self, o: Options):
@@ -416,6 +450,10 @@ class Pretraining:
         self.teacher = self.load_reference(o.teacher) if o.teacher else None
         self.model = self.make_model().train().to(self.device)
         self.optimizer = make_optimizer(self.model, o.lr)
+        # For --reading memory: the entropy of every token of the text when it was last a blank, NaN: never.
+        size = (self.row_count, o.seq_len) if o.reading == "memory" else (0,)
+        self.memory = torch.full(size, torch.nan, dtype=torch.float16, device=self.device)
+        self.level = torch.zeros((), device=self.device)  # running mean of the blanks' entropies, nats
         self.forget()
         if o.compile:
             self.compile()
@@ -504,11 +542,17 @@ class Pretraining:
         words = ~self.continues[ids] if o.whole_word else None
         if o.masking == "random" or self.step < as_steps(o.entropy_warmup, o.steps):
             return masking.select_positions("random", eligible, o.mask_ratio, generator=rng, word_start=words)
-        if o.reading == "blank":
+        if self.blanks():
             candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, words)
         entropy = self.entropies(ids, index, candidates)
         settings = (entropy, candidates, o.select_temperature, rng, o.random_share, words)
         return masking.select_positions(o.select, eligible, o.mask_ratio, *settings)
+
+    def blanks(self) -> bool:
+        """Whether this step hides candidates to read their entropy."""
+        o, epoch = self.o, self.step * self.o.batch_size // self.row_count
+        refresh = o.reading == "memory" and o.entropy_every and epoch % o.entropy_every == 0
+        return o.reading == "blank" or bool(refresh)
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
         """How unsure the model that --masking names is of the rows, at the candidates at least: [B, T], nats.
@@ -516,26 +560,31 @@ class Pretraining:
         Every process sees all rows and draws the same random numbers; it reads the entropy of its own rows.
         """
         o, entropy = self.o, torch.zeros(ids.shape, device=self.device)
+        if not self.blanks() and o.reading == "memory":  # what was never a blank counts as the running mean
+            remembered = self.memory[index].float()
+            return torch.where(remembered.isnan(), self.level, remembered)
         source = self.teacher if o.masking == "teacher" else self.model
-        if o.reading == "blank":
+        if self.blanks():
             count = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
             blanks = candidates if o.whole_word else masking.as_places(candidates, count)
         for piece in self.pieces():
             with self.autocast():
-                if o.reading == "blank":
+                if self.blanks():
                     entropy[piece] = masking.blank_entropy(source, ids[piece], blanks[piece], self.mask)
                 else:
                     entropy[piece] = masking.sequence_entropy(source, ids[piece])
         if self.world > 1:
             dist.all_reduce(entropy)  # rows of other processes are 0 so far
+        if o.reading == "memory":
+            self.memory[index] = torch.where(candidates, entropy.to(self.memory.dtype), self.memory[index])
         return entropy
 
     def loss(self, ids, places, labels):
-        """The objective, summed over the masked tokens, and the sums behind `columns`."""
+        """The objective, summed over the masked tokens; the sums behind `columns`; entropies [B, k], nats."""
         with self.autocast():
             logits = self.model(ids, positions=places)
-        loss, correct = mlm_loss(logits, labels)
-        return loss, torch.stack((loss.detach(), correct))
+        loss, correct, entropy = MaskedLoss.apply(logits, labels)
+        return loss, torch.stack((loss.detach(), correct)), entropy
 
     def update(self):
         """One step: rows, masks, gradient, new weights. Waits for no GPU (but for --whole-word)."""
@@ -550,8 +599,9 @@ class Pretraining:
         places = masking.as_places(selected, self.masks_per_row)
         labels = labels.gather(1, places)
         masked = (labels != IGNORE).float()
+        entropy = torch.zeros(places.shape, device=self.device)
         for piece in self.pieces():
-            loss, sums = self.loss(corrupted[piece], places[piece], labels[piece])
+            loss, sums, entropy[piece] = self.loss(corrupted[piece], places[piece], labels[piece])
             (loss / masked.sum().clamp_min(1)).backward()  # of the whole step, all processes together
             self.sums += torch.cat((sums, masked[piece].sum()[None]))
         if self.world > 1:
@@ -567,15 +617,30 @@ class Pretraining:
         )
         self.counts += counts
         self.distinct += (counts > 0).sum()
+        if o.reading == "memory":
+            self.remember(index, places, entropy, masked * (corrupted.gather(1, places) == self.mask))
         self.last, self.step = (corrupted, places, masked), self.step + 1
+
+    def remember(self, index, places, entropy, blank):
+        """Keep the entropies [B, k] of the masks that read [MASK] (blank [B, k]: 1), for later."""
+        if self.world > 1:
+            dist.all_reduce(entropy)  # rows of other processes are 0 so far
+        rows, mean = self.memory[index], (entropy * blank).sum() / blank.sum().clamp_min(1)
+        before = rows.gather(1, places)
+        self.level = torch.where(self.level > 0, self.level.lerp(mean, 0.01), mean)
+        if self.step >= as_steps(self.o.entropy_warmup, self.o.steps):
+            self.remembered += (~before.isnan()).sum()
+        self.memory[index] = rows.scatter(1, places, torch.where(blank > 0, entropy.to(rows.dtype), before))
 
     def work(self) -> float:
         """Operations a trained token, on average over the run; a backward pass costs two forward passes."""
         o = self.o
         source = self.teacher if o.masking == "teacher" else self.model
+        if o.masking == "random" or o.reading == "memory":
+            return 3 * forward_flops(self.model.config, o.seq_len, o.mask_ratio)
         decoded = 1.0 if o.reading == "visible" else min(1.0, o.candidates * o.mask_ratio)
         late = max(0.0, 1 - as_steps(o.entropy_warmup, o.steps) / o.steps)  # share of steps with entropies
-        reading = late * forward_flops(source.config, o.seq_len, decoded) if o.masking != "random" else 0.0
+        reading = late * forward_flops(source.config, o.seq_len, decoded)
         return 3 * forward_flops(self.model.config, o.seq_len, o.mask_ratio) + reading
 
     def lr(self) -> float:
@@ -587,6 +652,7 @@ class Pretraining:
         self.sums = torch.zeros(len(self.columns) + 1, device=self.device)
         self.counts = torch.zeros(len(self.vocab), device=self.device)  # how often each token id was masked
         self.distinct = torch.zeros((), device=self.device)  # token ids masked in a step, summed over steps
+        self.remembered = torch.zeros((), device=self.device)  # masks chosen by a remembered entropy
 
     def means(self) -> dict:
         """The mean of each column since the last evaluation. Raises ValueError where one is not finite."""
@@ -614,6 +680,8 @@ class Pretraining:
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "masked_entropy": entropy.item()}
         line["on_plateau"] = int(loss > self.floor - PLATEAU and all(line["on_plateau"] for line in past))
         line["distinct_ids"] = self.distinct.item() / (self.step - (past[-1]["step"] if past else 0))
+        if o.reading == "memory":
+            line["remembered_share"] = (self.remembered / self.counts.sum()).item()
         line |= {"commonest_share": common, "lr": self.lr(), "seconds": round(self.seconds, 2), **self.beside}
         self.log.append({**line, "tokens_per_second": round(speed)})
         self.forget()
@@ -633,8 +701,7 @@ class Pretraining:
     def save(self):
         """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), the model folder and log.csv."""
         out, table = Path(self.o.out), io.StringIO()
-        names = ("step", "seconds", "log", "sums", "counts", "distinct")
-        state = {name: getattr(self, name) for name in names}
+        state = {name: getattr(self, name) for name in ("step", "seconds", "log", *self.tensors)}
         state |= {"options": asdict(self.o), "key": self.facts["key"]}
         state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         bert.atomic_write(out / "checkpoint.new", lambda file: torch.save(state, file))
@@ -654,7 +721,7 @@ class Pretraining:
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        for name in ("sums", "counts", "distinct"):
+        for name in self.tensors:
             setattr(self, name, state[name].to(self.device))
 
     def run(self):

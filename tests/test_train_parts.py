@@ -182,6 +182,29 @@ def test_weight_decay_spares_biases_and_layer_norm():
     )
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 50), (700, 900)], ids=["one slice", "two slices"])
+def test_the_fast_loss_equals_the_plain_one_and_knows_the_entropy(shape):
+    rng = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(shape, generator=rng)
+    labels = torch.randint(0, shape[-1], shape[:-1], generator=rng)
+    labels[..., 1] = -100
+    one, other = (logits.clone().requires_grad_() for _ in range(2))
+    loss, right = train.mlm_loss(one, labels)
+    fast, also_right, entropy = train.MaskedLoss.apply(other, labels)
+    (loss * 0.3).backward()
+    (fast * 0.3).backward()
+    assert fast.item() == pytest.approx(loss.item(), rel=1e-5) and also_right == right
+    assert torch.allclose(one.grad, other.grad, atol=1e-6)
+    p = logits.double().softmax(-1)
+    assert torch.allclose(entropy.double(), -(p * p.log()).sum(-1), atol=1e-4), "in nats, where unmasked too"
+
+
+def test_the_fast_loss_has_the_gradient_of_its_loss():
+    logits = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([[1, -100, 5], [0, 2, -100]])
+    assert torch.autograd.gradcheck(lambda z: train.MaskedLoss.apply(z, labels)[0], logits)
+
+
 @pytest.mark.parametrize("value, steps", [(0, 0), (0.1, 100), (0.25, 250), (1, 1), (400, 400)])
 def test_warm_ups_are_a_share_below_one_and_a_number_from_one(value, steps):
     assert train.as_steps(value, 1000) == steps

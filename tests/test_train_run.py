@@ -60,6 +60,7 @@ def test_a_run_writes_a_folder_that_transformers_opens(train, tmp_path, capsys):
 
 CHOICES = [("--masking", "random"), ("--masking", "random", "--whole-word"), ("--reading", "visible")]
 CHOICES += [("--select", rule) for rule in RULES]
+CHOICES += [("--reading", "memory"), ("--reading", "memory", "--entropy-every", 2, "--select", "high")]
 CHOICES += [("--random-share", 0.5), ("--whole-word",), ("--corruption", "100-0-0"), ("--mask-ratio", 0.4)]
 CHOICES += [
     ("--select", "sample", "--select-temperature", 0.5),
@@ -163,9 +164,11 @@ def test_gradients_of_pieces_add_up_to_the_mean_over_the_steps_masked_tokens(tra
         assert (whole - in_pieces).abs().max() <= 1e-4 * whole.abs().max() + 1e-8
 
 
-@pytest.mark.parametrize("masking", ["random", "self"])
-def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, masking):
-    options = ["--masking", masking] + (["--entropy-warmup", "0"] if masking == "self" else [])
+@pytest.mark.parametrize("reading", ["random", "blank", "memory"])
+def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, reading):
+    options = ["--masking", "random"]
+    if reading != "random":
+        options = ["--reading", reading, "--entropy-warmup", "2", "--max-tokens", "600"]
     train(*options, out="one")
     command = [
         sys.executable,
@@ -190,6 +193,44 @@ def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, masking)
     assert float(log(tmp_path / "one")[-1]["loss"]) == pytest.approx(
         float(log(tmp_path / "two")[-1]["loss"]), rel=1e-4
     )
+
+
+def test_memory_keeps_the_entropy_of_every_blank_and_chooses_by_it(train, monkeypatch):
+    # The table by hand: a dictionary from (row, place) to the entropy of the last time [MASK] stood there.
+    table, chosen, level = {}, [], [0.0]
+    loss, entropies = program.Pretraining.loss, program.Pretraining.entropies
+
+    def recorded(self, ids, places, labels):
+        result = loss(self, ids, places, labels)
+        with torch.no_grad():
+            p = self.model(ids, positions=places).double().softmax(-1)
+        seen = []
+        for row, some, values in zip(rows(self), places.tolist(), -(p * p.log()).sum(-1), strict=True):
+            for place, entropy in zip(some, values.tolist(), strict=True):
+                if ids[rows(self).index(row), place] == self.mask:
+                    table[row, place] = entropy
+                    seen.append(entropy)
+        mean = sum(seen) / len(seen)
+        level[0] = 0.99 * level[0] + 0.01 * mean if level[0] else mean
+        return result
+
+    def rows(self):
+        return program.rows_of_step(self.o, self.step, self.row_count).tolist()
+
+    def asked(self, ids, index, candidates):
+        answer = entropies(self, ids, index, candidates)
+        expected = [
+            [table.get((row, place), level[0]) for place in range(ids.shape[1])] for row in rows(self)
+        ]
+        chosen.append((answer - torch.tensor(expected)).abs().max().item())
+        return answer
+
+    monkeypatch.setattr(program.Pretraining, "loss", recorded)
+    monkeypatch.setattr(program.Pretraining, "entropies", asked)
+    run = train("--reading", "memory", "--entropy-warmup", 4, "--max-tokens", 720, "--steps", 12)
+    assert len(chosen) == 8, "random masks for 4 steps, then remembered ones"
+    assert max(chosen) < 0.01, "what was never a blank counts as the running mean; float16 keeps three digits"
+    assert 0 < run.log[-1]["remembered_share"] <= 1
 
 
 def test_masking_rules_see_the_same_rows_in_the_same_order(train):
@@ -322,6 +363,14 @@ BAD = {
         "--select has no effect with --masking random",
     ),
     "uneven pieces": (["--accumulate", "3"], "no multiple of 3 pieces"),
+    "memory of a teacher": (
+        ["--masking", "teacher", "--teacher", "x", "--reading", "memory"],
+        "needs --masking self",
+    ),
+    "refresh without memory": (
+        ["--entropy-every", "2"],
+        "--entropy-every has no effect with --reading blank",
+    ),
     "no steps": (["--steps", "0"], "--steps 0"),
     "no such device": (["--device", "warp"], "--device warp cannot be used"),
     "unwritable": (["--out", "empty.txt/run"], "empty.txt"),
