@@ -21,7 +21,7 @@ def test_loss_is_the_negative_log_probability_of_the_hidden_tokens():
         right += int(p[i, j].argmax() == labels[i, j])
     loss, correct = mlm_loss(logits, labels)
     assert loss.item() == pytest.approx(expected, rel=1e-5), (
-        f"expected {expected:.2f}, the sum over {(labels != -100).sum()} labelled places, not {loss.item():.2f}; "
+        f"expected {expected:.2f}, the sum over the places with a label, not {loss.item():.2f}; "
         f"a mean over all 24 places is {expected / 24:.2f}, one over the 50 words {expected / 50:.2f}"
     )
     assert correct.item() == right, "right: the label's logit is the largest, and there is a label"
