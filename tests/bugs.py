@@ -69,18 +69,23 @@ BUGS = (
     Bug(
         "Special tokens as random replacements",
         "masking.py",
-        "torch.randint(vocab_size - len(special), u.shape, generator=generator, device=u.device)\n"
+        "    special = sorted(set(special_ids))\n"
+        "    u = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)\n"
+        "    other = torch.randint(vocab_size - len(special), u.shape, "
+        "generator=generator, device=u.device)\n"
         "    for token_id in special:  # step over each special id: uniform over the others\n"
         "        other += other >= token_id\n",
-        "torch.randint(vocab_size, u.shape, generator=generator, device=u.device)\n",
+        "    u = torch.rand(input_ids.shape, generator=generator, device=input_ids.device)\n"
+        "    other = torch.randint(vocab_size, u.shape, generator=generator, device=u.device)\n",
         "test_exercise_7_corruption.py",
         "Now and then [SEP] or [PAD] stands where a random word should. No run shows it; a count does.",
     ),
     Bug(
         "Two draws for 80/10/10",
         "masking.py",
-        "torch.where(u < random_below, other, input_ids)",
-        "torch.where(torch.rand_like(u) < random_below - masked_below, other, input_ids)",
+        "    corrupted = torch.where(u < masked_below, mask_token_id, torch.where(u < random_below, ",
+        "    random = torch.rand_like(u) < random_below - masked_below\n"
+        "    corrupted = torch.where(u < masked_below, mask_token_id, torch.where(random, ",
         "test_exercise_7_corruption.py",
         "The second draw acts on the 20% that the first left: 80% [MASK], 2% random, 18% unchanged.",
     ),
@@ -128,7 +133,7 @@ BUGS = (
         "Decoder copied, not tied",
         "model.py",
         "self.decoder.weight = word_embeddings.weight  #",
-        "self.decoder.weight.data = word_embeddings.weight.data.clone()  #",
+        "self.decoder.weight.data.copy_(word_embeddings.weight)  #",
         "test_exercise_4_head.py",
         "Equal at the start, different after one update; a folder that is saved and read loses one of them.",
     ),

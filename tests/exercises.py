@@ -204,4 +204,4 @@ def scoreboard(stats: dict) -> list[str]:
             total, possible = total + points, possible + e.points
             score = f"{points:>3} of {e.points:>3} points, {passed} of {count} tests pass"
             lines.append(f"exercise {e.number:>2}  {e.title:<14} {score}")
-    return [*lines, f"total {'':<19} {total:>3} of {possible:>3} points"] if lines else []
+    return [*lines, f"{'total':<27} {total:>3} of {possible:>3} points"] if lines else []

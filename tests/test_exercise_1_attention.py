@@ -51,13 +51,17 @@ def test_what_stands_in_the_padding_does_not_matter():
     before = attention(query, key, value, mask)
     key[0, :, 3:], value[0, :, 3:] = 33.0, -77.0
     after = attention(query, key, value, mask)
+    assert after.isfinite().all(), (
+        "NaN is a softmax over -inf alone: does it run over the keys, the last axis?"
+    )
     assert torch.allclose(before, after), "padding was read: is the mask inverted? True is a key to be read"
 
 
 def test_dropout_drops_weights_and_keeps_their_sum_on_average():
     torch.manual_seed(0)
-    ones = torch.ones(1, 1, 200, 4)
-    out = attention(draw(1, 1, 200, 4).float(), draw(1, 1, 200, 4).float(), ones, dropout=0.5)
+    query, key, ones = draw(1, 1, 200, 4).float(), draw(1, 1, 200, 4).float(), torch.ones(1, 1, 200, 4)
+    assert attention(query, key, ones).std() < 1e-5, "without dropout the weights of each query sum to 1"
+    out = attention(query, key, ones, dropout=0.5)
     assert out.std() > 0.01, "with dropout some weights are 0, so the sum of the others varies"
     assert out.mean().item() == pytest.approx(1, abs=0.05), "what is kept is scaled by 1 / (1 - dropout)"
 
