@@ -164,6 +164,7 @@ def assignment() -> str:
         "exercise needs another, so the order is yours. A test that fails says what it expected (also with",
         "which words bad input is refused), and pytest ends with your points: the share of an exercise's",
         "tests that pass. When all do, `pytest` tries the whole program, `python train.py` trains your BERT.",
+        "Before all this: `pip install -r requirements.txt`.",
         "",
         "| | exercise | write | in | test with | points |",
         "|---|---|---|---|---|---|",

@@ -29,7 +29,8 @@ FIND_THE_BUG = """\
 
 One thing is wrong in `model.py`, `masking.py`, `train.py` or `glue_eval.py`: a bug that projects really had.
 
-1. `pytest` runs all tests (`pytest -x` stops at the first that fails). Read what a failing test expected.
+1. `pip install -r requirements.txt`, then `pytest`: all tests, about two minutes (`pytest -x` stops at
+   the first that fails). Read what a failing test expected.
 2. Find the line. Say what it computes, what it should compute, and which test told you.
 3. What would a training run with this bug look like? Would you have noticed without the test?
 4. Mend it: all tests pass.
