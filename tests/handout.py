@@ -104,13 +104,13 @@ def write(folder: Path, changed: dict, left_out=TEACHERS):
 # ---- proof ----
 
 
-def outcomes(tests, changed: dict) -> dict:
+def outcomes(tests, changed: dict, *options) -> dict:
     """Run test files in a copy with these changes: {file: [outcome of each test: PASSED, FAILED or ERROR]}"""
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rpfE", "-p", "no:cacheprovider"]
     with tempfile.TemporaryDirectory() as work:
         write(Path(work) / "copy", changed)
         printed = subprocess.run(
-            [*command, *(f"tests/{name}" for name in sorted(tests))],
+            [*command, *options, *(f"tests/{name}" for name in sorted(tests))],
             cwd=Path(work) / "copy",
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "", "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
@@ -137,8 +137,12 @@ def check_handout() -> str:
 
 
 def check_exercise(e) -> str:
-    """One exercise is left out: its own tests fail, and those of the exercises in `needed_by`."""
-    result = outcomes({e.tests for e in EXERCISES}, removed([e]))
+    """One exercise is left out: its own tests fail, and those of the exercises in `needed_by`.
+
+    Without the comparisons with other libraries, whose imports would take half of the time.
+    """
+    own = ("-k", "not (transformers or scikit or scipy)")
+    result = outcomes({e.tests for e in EXERCISES}, removed([e]), *own)
     failing = {other.number for other in EXERCISES if set(result[other.tests]) != {"PASSED"}}
     expected = {e.number, *e.needed_by}
     return (
