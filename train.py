@@ -368,7 +368,8 @@ class MaskedLoss(torch.autograd.Function):
             entropy = -torch.linalg.vecdot(p, log_p)[:, None]
             pieces.append(torch.cat((-target * counted, (target >= highest) * counted, entropy), -1))
             slope.copy_(p.scatter_add_(-1, word, -torch.ones_like(target)).mul_(counted))
-        (loss, right), entropy = torch.cat(pieces)[:, :2].sum(0), torch.cat(pieces)[:, 2].view(labels.shape)
+        table = torch.cat(pieces)
+        (loss, right), entropy = table[:, :2].sum(0), table[:, 2].view(labels.shape)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(right, entropy)
         return loss, right, entropy

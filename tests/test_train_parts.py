@@ -1,8 +1,7 @@
-"""The parts of pretraining: text and its split, rows, loss, schedule, weight decay, options."""
+"""The parts of pretraining: text and its split, rows, random streams, warm-ups, FLOPs."""
 
 import gzip
 import lzma
-import math
 
 import numpy as np
 import pytest
@@ -128,58 +127,6 @@ def test_streams_are_independent_of_each_other():
     }
     assert len(seeds) == 8
     assert train.stream(0, "masks", 5) == train.stream(0, "masks", 5)
-
-
-def test_loss_is_the_negative_log_probability_of_the_hidden_tokens():
-    logits = torch.randn(4, 6, 50, generator=torch.Generator().manual_seed(0)) * 5
-    labels = torch.randint(0, 50, (4, 6), generator=torch.Generator().manual_seed(1))
-    labels[0, 2:] = -100
-    labels[3] = -100
-    p = logits.double().softmax(-1)
-    expected, right = 0.0, 0
-    for i, j in np.argwhere(labels.numpy() != -100):
-        expected -= math.log(p[i, j, labels[i, j]])
-        right += int(p[i, j].argmax() == labels[i, j])
-    loss, correct = train.mlm_loss(logits, labels)
-    assert loss.item() == pytest.approx(expected, rel=1e-5) and correct.item() == right
-
-
-def test_loss_ignores_minus_100_and_nothing_else():
-    logits = torch.zeros(3, 10, requires_grad=True)
-    loss, _ = train.mlm_loss(logits, torch.tensor([0, -100, 9]))
-    loss.backward()
-    assert loss.item() == pytest.approx(2 * math.log(10)), "id 0 is a word like any other"
-    assert not logits.grad[1].any() and logits.grad[0].any()
-
-
-def test_a_step_without_masks_has_loss_zero_and_no_nan():
-    logits = torch.randn(2, 10, requires_grad=True)
-    loss, _ = train.mlm_loss(logits, torch.full((2,), -100))
-    loss.backward()
-    assert loss.item() == 0 and logits.grad.isfinite().all()
-
-
-def test_learning_rate_rises_and_falls_in_straight_lines():
-    rates = [train.learning_rate(step, 100, 10, 2.0) for step in range(100)]
-    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[10] == 2.0 and max(rates) == 2.0
-    assert rates[55] == pytest.approx(1.0) and rates[99] == pytest.approx(2.0 / 90)
-    assert train.learning_rate(0, 5, 0, 1.0) == 1.0, "no warm-up starts at the top"
-
-
-def test_weight_decay_spares_biases_and_layer_norm():
-    model = BertForMaskedLM(
-        BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
-    )
-    decayed, others = train.make_optimizer(model, 1e-3).param_groups
-    names = {id(p): name for name, p in model.named_parameters()}
-    assert decayed["weight_decay"] > 0 and others["weight_decay"] == 0
-    assert all(
-        names[id(p)].endswith(".weight") and "LayerNorm" not in names[id(p)] for p in decayed["params"]
-    )
-    assert all(names[id(p)].endswith("bias") or "LayerNorm" in names[id(p)] for p in others["params"])
-    assert len(decayed["params"]) + len(others["params"]) == len(names), (
-        "every parameter once, the tied one too"
-    )
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 50), (700, 900)], ids=["one slice", "two slices"])

@@ -1,9 +1,9 @@
-"""What stands in place of a masked token: 80/10/10 with one draw, no special tokens, nothing else touched."""
+"""Exercise 7, corruption: what stands in place of a masked token? 80% [MASK], 10% a random one, 10% itself"""
 
 import pytest
 import torch
 
-from masking import IGNORE, corrupt, eligible_positions
+from masking import corrupt, eligible_positions
 
 SPECIAL, MASK, SIZE = [0, 1, 2, 3, 4], 4, 1000
 
@@ -24,13 +24,15 @@ def test_80_10_10():
         (new == ids).float().mean(),
     ]
     for name, share, expected in zip(("[MASK]", "random", "unchanged"), shares, (0.8, 0.1, 0.1), strict=True):
-        hint = "81% [MASK]: two draws instead of one?"
-        assert abs(share - expected) < 0.005, f"{share:.3f} became {name}, expected {expected} ({hint})"
+        assert abs(share - expected) < 0.005, (
+            f"{share:.1%} became {name}, expected {expected:.0%}: one draw a token, cut at .8 and .9? "
+            "(18% unchanged, or 81% [MASK], come of two draws)"
+        )
 
 
 def test_100_0_0_hides_every_selected_token():
     _, selected, new, _ = corrupted("100-0-0")
-    assert (new[selected] == MASK).all()
+    assert (new[selected] == MASK).all(), "100-0-0: nothing random, nothing unchanged"
 
 
 def test_nothing_but_the_selected_positions_changes():
@@ -40,8 +42,8 @@ def test_nothing_but_the_selected_positions_changes():
 
 def test_labels_hold_the_original_where_selected_and_minus_100_elsewhere():
     ids, selected, _, labels = corrupted()
-    assert torch.equal(labels[selected], ids[selected]) and (labels[~selected] == IGNORE).all()
-    assert IGNORE == -100
+    assert torch.equal(labels[selected], ids[selected]), "the label is the token that was hidden"
+    assert (labels[~selected] == -100).all(), "a label elsewhere makes the model learn to copy what it sees"
 
 
 def test_random_tokens_are_uniform_over_all_but_special_tokens():
@@ -52,7 +54,10 @@ def test_random_tokens_are_uniform_over_all_but_special_tokens():
     counts = torch.bincount(new[(new != 3) & (new != 7)], minlength=20)
     assert counts[special].sum() == 0, "a random token was a special one"
     others = [i for i in range(20) if i not in (*special, 7)]
-    assert (counts[others] / counts.sum() - 1 / len(others)).abs().max() < 0.01
+    rates = counts[others] / counts.sum()
+    assert (rates - 1 / len(others)).abs().max() < 0.01, (
+        f"all others are equally likely, not {rates.tolist()}"
+    )
 
 
 def test_an_unknown_scheme_is_refused():
@@ -62,4 +67,5 @@ def test_an_unknown_scheme_is_refused():
 
 def test_special_tokens_are_not_eligible():
     ids = torch.tensor([[2, 10, 1, 3, 0, 0]])
-    assert eligible_positions(ids, [2, 3, 0]).tolist() == [[False, True, True, False, False, False]]
+    expected = [[False, True, True, False, False, False]]
+    assert eligible_positions(ids, [2, 3, 0]).tolist() == expected, "[CLS], [SEP] and [PAD] are never masked"

@@ -1,0 +1,208 @@
+"""The exercises of a course: one table for the handout, its assignment sheet and the points pytest prints.
+
+A new exercise is a row here and the test file it names; `python tests/handout.py --check` then proves both.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """Functions of one file that students write."""
+
+    number: int
+    title: str
+    file: str
+    functions: tuple  # "function" or "Class.method"; their bodies are left out of a handout
+    points: int
+    hint: str
+    question: str  # predict, then run
+    needed_by: tuple = ()  # numbers of other exercises whose tests fail without this one
+
+    @property
+    def tests(self) -> str:
+        """Name of the test file, as in test_exercise_3_layer.py."""
+        return f"test_exercise_{self.number}_{self.title.split()[-1].lower()}.py"
+
+    @property
+    def command(self) -> str:
+        """What runs its tests and no others; without the last "_", 1 would be 10 as well."""
+        return f"pytest -k exercise_{self.number}_"
+
+
+EXERCISES = (
+    Exercise(
+        1,
+        "Attention",
+        "model.py",
+        ("attention", "SelfAttention.forward"),
+        15,
+        "Give a key that may not be read the score -inf before the softmax. `self.fast` chooses "
+        "`F.scaled_dot_product_attention(q, k, v, attn_mask=..., dropout_p=...)`, otherwise your "
+        "`attention`; a module knows by `self.training` whether dropout is on.",
+        "Draw ten random keys and a query of D normal numbers each. How large is the largest of the ten "
+        "weights for D = 4 and for D = 256, with and without the division by sqrt(D)? Which of the four "
+        "could learn?",
+    ),
+    Exercise(
+        2,
+        "Embeddings",
+        "model.py",
+        ("BertEmbeddings.forward",),
+        5,
+        "A table of embeddings is a matrix: `weight[:length]` are the vectors of the first positions. A "
+        "sequence longer than that is a ValueError.",
+        "Swap two words of a sentence. If all position embeddings are 0, what happens to the encoder's "
+        "output for the other words? Set `position_embeddings.weight` to 0 in a `BertModel` and look.",
+    ),
+    Exercise(
+        3,
+        "The layer",
+        "model.py",
+        ("AddNorm.forward", "BertLayer.forward"),
+        10,
+        "Both equations stand in the docstrings of the classes. The blocks of a layer are "
+        '`self.attention["self"]`, `self.attention["output"]`, `self.intermediate["dense"]` and '
+        "`self.output`.",
+        "Every vector that leaves a fresh layer of width 128 has nearly the same length. Which, and why "
+        "does it not depend on the text?",
+    ),
+    Exercise(
+        4,
+        "The tied head",
+        "model.py",
+        ("MaskedLMHead.__init__", "MaskedLMHead.forward"),
+        10,
+        "Checkpoints fix the names: `self.transform`, a ModuleDict of `dense` (Linear, H to H) and "
+        "`LayerNorm`; `self.decoder` (Linear, H to V) and `self.bias`. To tie is to assign: two names for "
+        "one parameter. `ACTIVATIONS[config.hidden_act]` is the activation.",
+        "How many parameters does the tiny model (width 128) with 8,192 word pieces save by tying, and "
+        "what share of the whole model is that? Compare with the line `model` of `python train.py`.",
+    ),
+    Exercise(
+        5,
+        "Entropy",
+        "masking.py",
+        ("prediction_entropy",),
+        10,
+        "Take the maximum of each row off first, and compute in float32. Where p is 0, p times log p "
+        "counts as 0.",
+        "Model A wavers between two words, half and half. Model B is 99% sure of one word and spreads the "
+        "rest evenly over 8,191 others. Which has the higher entropy, and by what factor?",
+    ),
+    Exercise(
+        6,
+        "Selection",
+        "masking.py",
+        ("mask_budget", "rule_high", "rule_low", "rule_mid", "rule_both", "rule_sample"),
+        15,
+        "A rule gives scores [B, T]; `select_positions` takes the k highest. `rule_random` is there as a "
+        "model. For `rule_both` think of the order in which positions are taken; for `rule_sample` use "
+        "-log of an exponential draw, made with `generator`.",
+        'Which words of "The cat sat on the mat, for it was tired." will a trained model be least sure of, '
+        "and which would `low` hide? Train with `python train.py`, then let `python masking.py` show it.",
+    ),
+    Exercise(
+        7,
+        "Corruption",
+        "masking.py",
+        ("eligible_positions", "corrupt"),
+        10,
+        "One uniform number a token decides which of the three happens (`SCHEMES`). To draw among all "
+        "words but n special ones, draw among V - n and step over the special ones in increasing order.",
+        "The held-out exam puts [MASK] in place of every hidden token. Which does better in it after 1,000 "
+        "steps, `--corruption 80-10-10` or `100-0-0`? And which would fine-tuning prefer, where no [MASK] "
+        "is ever seen?",
+    ),
+    Exercise(
+        8,
+        "Loss",
+        "train.py",
+        ("mlm_loss",),
+        10,
+        "`gather` looks up the log-probability of each label; a label of -100 is no index. Return a sum, "
+        "since the caller knows how many tokens the whole step masks.",
+        "With 8,192 words, what is the loss of a model to which all words are equally likely? And of one "
+        "that knows word frequencies and nothing else? Look for both numbers in the output of `python "
+        "train.py`.",
+    ),
+    Exercise(
+        9,
+        "Schedule",
+        "train.py",
+        ("learning_rate", "make_optimizer"),
+        5,
+        "A smaller of two straight lines. `torch.optim.AdamW` takes groups of parameters with a "
+        "`weight_decay` each; matrices have two dimensions, biases and LayerNorm one.",
+        "Return `highest` at every step instead: is the held-out loss of `python train.py` better or worse "
+        "half way, and at the end? Write both guesses down before the run.",
+    ),
+    Exercise(
+        10,
+        "Metrics",
+        "glue_eval.py",
+        ("accuracy", "f1_score", "matthews_corrcoef", "pearsonr", "spearmanr"),
+        10,
+        "`as_pair` checks the input and `ratio` decides what 0 / 0 is. Equal values share the mean of the "
+        "ranks they take up: `np.unique` counts them.",
+        "90% of the rows are class 1, and a guess says 1 for a random 90% of them, blindly. What are "
+        "accuracy, F1 and Matthews correlation? Predict, then draw 100,000 rows. Which would you report?",
+    ),
+)
+
+
+def assignment() -> str:
+    """The assignment sheet in Markdown, generated from the table."""
+    total = sum(e.points for e in EXERCISES)
+    lines = [
+        f"## Assignment: {len(EXERCISES)} exercises, {total} points",
+        "",
+        "The functions below have lost their bodies: each raises NotImplementedError. Their docstrings say",
+        "what they compute, with equation and shapes. Write them. No other code needs a change, and no",
+        "exercise needs another, so the order is yours. A test that fails says what it expected (also with",
+        "which words bad input is refused), and pytest ends with your points: the share of an exercise's",
+        "tests that pass. When all do, `pytest` tries the whole program, `python train.py` trains your BERT.",
+        "Before all this: `pip install -r requirements.txt`.",
+        "",
+        "| | exercise | write | in | test with | points |",
+        "|---|---|---|---|---|---|",
+    ]
+    for e in EXERCISES:
+        functions = ", ".join(f"`{name}`" for name in e.functions)
+        lines.append(f"| {e.number} | {e.title} | {functions} | `{e.file}` | `{e.command}` | {e.points} |")
+    lines += [
+        "",
+        "All of them: `pytest -k exercise`. The tests are in `tests/test_exercise_*.py`: read them.",
+        "",
+    ]
+    lines += ["**Hints, and one question each: write your prediction down, then run.**", ""]
+    for e in EXERCISES:
+        lines += [f"- **{e.number}. {e.title}.** {e.hint}", f"  *Predict, then run:* {e.question}"]
+    return "\n".join(lines) + "\n\n"
+
+
+def scoreboard(stats: dict) -> list[str]:
+    """Lines with the points of the exercises that ran, and their total.
+
+    stats: reports by outcome, as pytest's terminal reporter has them. A test function passes if all its cases
+    do; one that was skipped, for a library that is not there, does not count; one that did not run failed.
+    """
+    outcomes = {}
+    for outcome in ("skipped", "passed", "failed", "error"):  # the worst of its cases comes last
+        for report in stats.get(outcome, ()):
+            file, _, test = report.nodeid.partition("::")
+            outcomes.setdefault(Path(file).name, {})[test.partition("[")[0]] = outcome
+    lines, total, possible = [], 0, 0
+    for e in EXERCISES:
+        found = list(outcomes.get(e.tests, {}).values())
+        if found:
+            text = (Path(__file__).parent / e.tests).read_text(encoding="utf-8")
+            count = len(re.findall(r"^def test_", text, re.M)) - found.count("skipped")
+            passed = found.count("passed")
+            points = e.points * passed // max(1, count)
+            total, possible = total + points, possible + e.points
+            score = f"{points:>3} of {e.points:>3} points, {passed} of {count} tests pass"
+            lines.append(f"exercise {e.number:>2}  {e.title:<14} {score}")
+    return [*lines, f"{'total':<27} {total:>3} of {possible:>3} points"] if lines else []

@@ -1,0 +1,101 @@
+"""Exercise 1, attention: each token reads a weighted mean of all tokens. softmax(Q K^T / sqrt(D)) V"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model import BertConfig, SelfAttention, attention
+
+
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_each_query_gets_a_weighted_mean_of_the_values():
+    query, key, value = draw(3, 1, 1, 4, 8).unbind(0)
+    mask = torch.tensor([True, True, False, True])
+    out = attention(query, key, value, mask)
+    for i in range(4):
+        scores = [
+            math.exp(sum((query[0, 0, i] * key[0, 0, j]).tolist()) / math.sqrt(8)) * bool(mask[j])
+            for j in range(4)
+        ]
+        expected = sum(s * value[0, 0, j] for j, s in enumerate(scores)) / sum(scores)
+        assert torch.allclose(out[0, 0, i], expected), (
+            f"query {i}: expected softmax(QK^T/sqrt(D)) V over the keys that the mask allows"
+        )
+
+
+def test_the_weights_of_a_query_sum_to_one():
+    out = attention(draw(1, 2, 3, 8), draw(1, 2, 5, 8), torch.ones(1, 2, 5, 8, dtype=torch.float64))
+    assert torch.allclose(out, torch.ones_like(out)), (
+        "where all values are 1 their weighted mean is 1: does the softmax run over the keys, the last axis?"
+    )
+
+
+def test_scores_are_divided_by_the_root_of_the_head_size():
+    query = torch.ones(1, 1, 1, 64, dtype=torch.float64)
+    key = torch.stack((torch.full((64,), 0.25), torch.zeros(64)))[None, None].double()  # Q K^T = 16 and 0
+    got = attention(query, key, torch.tensor([[[[1.0], [0.0]]]]).double()).item()
+    assert got == pytest.approx(1 / (1 + math.exp(-16 / 8))), (
+        f"scores 16 and 0 with D = 64 give the first key softmax(16 / 8, 0) = 0.881, not {got:.6f}: "
+        "without 1/sqrt(D) wide heads attend to one key alone and stop learning"
+    )
+
+
+def test_what_stands_in_the_padding_does_not_matter():
+    query, key, value = draw(3, 2, 2, 5, 4).unbind(0)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()[:, None, None, :]
+    before = attention(query, key, value, mask)
+    key[0, :, 3:], value[0, :, 3:] = 33.0, -77.0
+    after = attention(query, key, value, mask)
+    assert after.isfinite().all(), (
+        "NaN is a softmax over -inf alone: does it run over the keys, the last axis?"
+    )
+    assert torch.allclose(before, after), "padding was read: is the mask inverted? True is a key to be read"
+
+
+def test_dropout_drops_weights_and_keeps_their_sum_on_average():
+    torch.manual_seed(0)
+    query, key, ones = draw(1, 1, 200, 4).float(), draw(1, 1, 200, 4).float(), torch.ones(1, 1, 200, 4)
+    assert attention(query, key, ones).std() < 1e-5, "without dropout the weights of each query sum to 1"
+    out = attention(query, key, ones, dropout=0.5)
+    assert out.std() > 0.01, "with dropout some weights are 0, so the sum of the others varies"
+    assert out.mean().item() == pytest.approx(1, abs=0.05), "what is kept is scaled by 1 / (1 - dropout)"
+
+
+def heads(fast, dropout=0.0):
+    torch.manual_seed(0)
+    config = BertConfig(hidden_size=24, num_attention_heads=3, attention_probs_dropout_prob=dropout)
+    config.fast_attention = fast
+    return SelfAttention(config).double().eval()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("padding", [False, True])
+def test_heads_side_by_side_equal_torchs_own(fast, padding):
+    ours, torchs = heads(fast), nn.MultiheadAttention(24, 3, batch_first=True).double().eval()
+    projections = (ours.query, ours.key, ours.value)
+    with torch.no_grad():
+        torchs.in_proj_weight.copy_(torch.cat([linear.weight for linear in projections]))
+        torchs.in_proj_bias.copy_(torch.cat([linear.bias for linear in projections]))
+        torchs.out_proj.weight.copy_(torch.eye(24))
+        torchs.out_proj.bias.zero_()
+    x, mask = draw(2, 6, 24), torch.ones(2, 6, dtype=torch.bool)
+    mask[1, 4:] = False
+    expected = torchs(x, x, x, key_padding_mask=~mask if padding else None, need_weights=False)[0]
+    got = ours(x, mask[:, None, None, :] if padding else None)
+    assert got.shape == expected.shape, "[B, T, H] in, [B, T, H] out"
+    assert torch.allclose(got, expected), (
+        "head a owns the numbers a D to (a + 1) D of each vector: view [B, T, A, D], then swap T and A"
+    )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_attention_dropout_acts_in_training_alone(fast):
+    layer, x = heads(fast, dropout=0.5), draw(1, 6, 24)
+    assert torch.equal(layer(x), layer(x)), "dropout is on in evaluation: the same input gave two outputs"
+    layer.train()
+    assert not torch.equal(layer(x), layer(x)), "there is no dropout in training"
