@@ -38,7 +38,7 @@ EXERCISES = (
         "Attention",
         "model.py",
         ("attention", "SelfAttention.forward"),
-        15,
+        10,
         "Give a key that may not be read the score -inf before the softmax. `self.fast` chooses "
         "`F.scaled_dot_product_attention(q, k, v, attn_mask=..., dropout_p=...)`, otherwise your "
         "`attention`; a module knows by `self.training` whether dropout is on.",
@@ -97,7 +97,7 @@ EXERCISES = (
         "Selection",
         "masking.py",
         ("mask_budget", "rule_high", "rule_low", "rule_mid", "rule_both", "rule_sample"),
-        15,
+        10,
         "A rule gives scores [B, T]; `select_positions` takes the k highest. `rule_random` is there as a "
         "model. For `rule_both` think of the order in which positions are taken; for `rule_sample` use "
         "-log of an exponential draw, made with `generator`.",
@@ -149,6 +149,17 @@ EXERCISES = (
         "ranks they take up: `np.unique` counts them.",
         "90% of the rows are class 1, and a guess says 1 for a random 90% of them, blindly. What are "
         "accuracy, F1 and Matthews correlation? Predict, then draw 100,000 rows. Which would you report?",
+    ),
+    Exercise(
+        11,
+        "Distillation",
+        "distill.py",
+        ("kd_loss",),
+        10,
+        "`log_softmax` of both, each divided by T first; `exp` of the teacher's is p. Sum where there is "
+        "a label, in float32 at least.",
+        "As T grows, what does the loss tend to with the factor T^2, and what without? Draw two rows of "
+        "logits and try T = 1, 10, 100.",
     ),
 )
 

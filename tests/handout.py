@@ -27,7 +27,7 @@ TEACHERS = ("handout.py", "bugs.py", "test_handout.py")  # no student gets these
 FIND_THE_BUG = """\
 ## Find the bug
 
-One thing is wrong in `model.py`, `masking.py`, `train.py` or `glue_eval.py`: a bug that projects really had.
+One thing is wrong in one of the five programs (`*.py`): a bug that projects really had.
 
 1. `pip install -r requirements.txt`, then `pytest`: all tests, about two minutes (`pytest -x` stops at
    the first that fails). Read what a failing test expected.

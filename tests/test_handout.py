@@ -140,9 +140,9 @@ def test_points_are_the_share_of_tests_that_pass(copy, tmp_path):
     printed = subprocess.run(command, cwd=tmp_path / "student", capture_output=True, text=True).stdout
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert "exercise 5 Entropy 10 of 10 points, 7 of 7 tests pass" in lines, printed
-    assert "exercise 6 Selection 9 of 15 points, 3 of 5 tests pass" in lines, printed
+    assert "exercise 6 Selection 6 of 10 points, 3 of 5 tests pass" in lines, printed
     assert "exercise 8 Loss 0 of 10 points, 0 of 3 tests pass" in lines, printed
-    assert "total 19 of 35 points" in lines, printed
+    assert "total 16 of 30 points" in lines, printed
 
 
 class Report:
