@@ -543,17 +543,12 @@ class Pretraining:
         words = ~self.continues[ids] if o.whole_word else None
         if o.masking == "random" or self.step < as_steps(o.entropy_warmup, o.steps):
             return masking.select_positions("random", eligible, o.mask_ratio, generator=rng, word_start=words)
-        if self.blanks():
+        epoch = self.step * o.batch_size // self.row_count
+        if o.reading == "blank" or (o.entropy_every and epoch % o.entropy_every == 0):
             candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, words)
         entropy = self.entropies(ids, index, candidates)
         settings = (entropy, candidates, o.select_temperature, rng, o.random_share, words)
         return masking.select_positions(o.select, eligible, o.mask_ratio, *settings)
-
-    def blanks(self) -> bool:
-        """Whether this step hides candidates to read their entropy."""
-        o, epoch = self.o, self.step * self.o.batch_size // self.row_count
-        refresh = o.reading == "memory" and o.entropy_every and epoch % o.entropy_every == 0
-        return o.reading == "blank" or bool(refresh)
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
         """How unsure the model that --masking names is of the rows, at the candidates at least: [B, T], nats.
@@ -561,19 +556,19 @@ class Pretraining:
         Every process sees all rows and draws the same random numbers; it reads the entropy of its own rows.
         """
         o, entropy = self.o, torch.zeros(ids.shape, device=self.device)
-        if not self.blanks() and o.reading == "memory":  # what was never a blank counts as the running mean
-            remembered = self.memory[index].float()
+        if o.reading == "memory" and candidates is None:
+            remembered = self.memory[index].float()  # what was never a blank counts as the running mean
             return torch.where(remembered.isnan(), self.level, remembered)
-        source = self.teacher if o.masking == "teacher" else self.model
-        if self.blanks():
+        source, places = self.teacher if o.masking == "teacher" else self.model, candidates
+        if candidates is not None and not o.whole_word:
             count = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
-            blanks = candidates if o.whole_word else masking.as_places(candidates, count)
+            places = masking.as_places(candidates, count)
         for piece in self.pieces():
             with self.autocast():
-                if self.blanks():
-                    entropy[piece] = masking.blank_entropy(source, ids[piece], blanks[piece], self.mask)
-                else:
+                if places is None:
                     entropy[piece] = masking.sequence_entropy(source, ids[piece])
+                else:
+                    entropy[piece] = masking.blank_entropy(source, ids[piece], places[piece], self.mask)
         if self.world > 1:
             dist.all_reduce(entropy)  # rows of other processes are 0 so far
         if o.reading == "memory":
@@ -635,14 +630,13 @@ class Pretraining:
 
     def work(self) -> float:
         """Operations a trained token, on average over the run; a backward pass costs two forward passes."""
-        o = self.o
-        source = self.teacher if o.masking == "teacher" else self.model
+        o, training = self.o, 3 * forward_flops(self.model.config, self.o.seq_len, self.o.mask_ratio)
         if o.masking == "random" or o.reading == "memory":
-            return 3 * forward_flops(self.model.config, o.seq_len, o.mask_ratio)
+            return training
+        source = self.teacher if o.masking == "teacher" else self.model
         decoded = 1.0 if o.reading == "visible" else min(1.0, o.candidates * o.mask_ratio)
         late = max(0.0, 1 - as_steps(o.entropy_warmup, o.steps) / o.steps)  # share of steps with entropies
-        reading = late * forward_flops(source.config, o.seq_len, decoded)
-        return 3 * forward_flops(self.model.config, o.seq_len, o.mask_ratio) + reading
+        return training + late * forward_flops(source.config, o.seq_len, decoded)
 
     def lr(self) -> float:
         """The learning rate of the coming step."""
