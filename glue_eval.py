@@ -159,7 +159,7 @@ def read_split(path: Path, task: Task) -> Split:
             if number == 1 and (hidden or task.header):
                 hidden = hidden and cells[-1].lower() != "label"
                 text, width = task.test_text if hidden else task.text, len(cells)
-                if width <= max(*text, 0 if hidden else task.label):
+                if not all(-width <= column < width for column in (*text, 0 if hidden else task.label)):
                     raise ValueError(f"{path} has too few columns for GLUE's layout; get the file again")
                 continue
             if len(cells) != width:

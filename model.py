@@ -392,7 +392,7 @@ def write_json(path: Path, value):
 def read_json(path) -> dict:
     """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist; give the folder of a saved model")
+        raise FileNotFoundError(f"{path} does not exist: is this the right folder?")
     try:
         return dict(json.loads(Path(path).read_text(encoding="utf-8")))
     except (ValueError, TypeError):

@@ -110,6 +110,8 @@ def test_an_empty_file_is_refused_by_name(read, text):
 def test_another_layout_is_refused_by_name(read):
     with pytest.raises(ValueError, match=r"QQP.train\.tsv has too few columns"):
         read("QQP", "train", "question1\tquestion2\tlabel\nOne?\tTwo?\t1\n")
+    with pytest.raises(ValueError, match=r"diagnostic\.tsv has too few columns"):
+        read("AX", "diagnostic", "label\n")
 
 
 def test_bytes_that_are_not_utf_8_do_not_stop_a_run(read):

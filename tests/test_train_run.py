@@ -175,8 +175,7 @@ def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, reading)
         "-m",
         "torch.distributed.run",
         "--nproc_per_node=2",
-        "--master_port",
-        "29511",
+        "--standalone",
         PROJECT / "train.py",
     ]
     command += ["--corpus", corpus, "--cache", cache, "--out", tmp_path / "two", *SMALL, *options]
