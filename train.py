@@ -26,6 +26,7 @@ import sysconfig
 import time
 import warnings
 import zlib
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from functools import lru_cache
@@ -195,6 +196,7 @@ def builtin_corpus(cache) -> Path:
         prose = [" ".join(block) for block in blocks]
         prose = [text for text in prose if len(word.findall(text)) >= 0.7 * len(text.split())]
         documents.append("\n".join(prose) + "\n\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
     bert.atomic_write(path, lambda file: file.write("".join(documents).encode("utf-8", "replace")))
     return path
 
@@ -277,6 +279,25 @@ def read_facts(folder: Path) -> dict | None:
         return None
 
 
+def learn_vocabulary(paths, size: int) -> Tokenizer:
+    """A WordPiece tokenizer learned from files: the same pieces under the same ids every time.
+
+    The learner numbers single characters in random order, and breaks ties by these numbers: so the characters
+    get theirs here, as if they were special tokens.
+    """
+    learner, counts = BertWordPieceTokenizer(), Counter()
+    for document in read_documents(paths):
+        counts.update(learner.normalize(" ".join(document)))
+    frequent = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    alphabet = sorted(frequent[: min(1000, size // 4)])
+    within = [c for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
+    first = [*bert.SPECIAL_TOKENS, *alphabet, *("##" + c for c in within)]
+    settings = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "special_tokens": first}
+    paragraphs = (paragraph for document in read_documents(paths) for paragraph in document)
+    learner.train_from_iterator(paragraphs, size, show_progress=False, **settings)
+    return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab()).to_str())
+
+
 def write_text(folder: Path, paths, tokenizer: Tokenizer | None, vocab_size: int) -> dict:
     """Tokenise a corpus into a new folder, whole or not at all; learn the vocabulary if there is none.
 
@@ -291,11 +312,7 @@ def write_text(folder: Path, paths, tokenizer: Tokenizer | None, vocab_size: int
         work.mkdir()
         if not tokenizer:
             print(f"learning a vocabulary of {vocab_size:,} word pieces", flush=True)
-            learner = BertWordPieceTokenizer()
-            paragraphs = (paragraph for document in read_documents(paths) for paragraph in document)
-            alphabet = min(1000, vocab_size // 4)
-            learner.train_from_iterator(paragraphs, vocab_size, limit_alphabet=alphabet, show_progress=False)
-            tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab()).to_str())
+            tokenizer = learn_vocabulary(paths, vocab_size)
         facts = tokenise(read_documents(paths), tokenizer, work)
         bert.save_tokenizer(tokenizer, work)
         digest = digest_of(json.dumps(facts), map(work.joinpath, SEALED))
@@ -324,7 +341,7 @@ def prepare_text(o: Options):
     if not paths:
         with bert.lock(cache / "documentation.lock", wait=True):
             paths = [builtin_corpus(cache)]
-    folder = cache / digest_of(tokenizer.to_str() if tokenizer else f"learn {o.vocab_size}", paths)
+    folder = cache / digest_of(tokenizer.to_str() if tokenizer else f"learn {o.vocab_size} pieces", paths)
     with bert.lock(folder.with_suffix(".lock"), wait=True):
         facts = read_facts(folder) or write_text(folder, paths, tokenizer, o.vocab_size)
     files = [folder / f"{side}.ids" for side in ("train", "held_out")]
@@ -709,6 +726,7 @@ class Pretraining:
             fits = [self.optimizer.state[p][name].shape == p.shape for p, name in pairs]
             numbers = ("step", "seconds", "held_out_loss", "held_out_accuracy", "on_plateau")
             fits += [line[name] >= 0 for line in self.log for name in numbers]
+            fits += [type(self.step) is int, 0 <= self.step <= self.o.steps]
             if not all(fits):
                 raise ValueError
         except Exception as error:  # it is whole, but not of this program
@@ -822,11 +840,9 @@ def known(kind, options) -> bool:
     """Whether these are the options of dataclass `kind`, each of its type and one of its choices."""
     if not isinstance(options, dict) or set(options) != {f.name for f in fields(kind)}:
         return False
-    return all(
-        type(options[f.name]) is type(f.default_factory())
-        and options[f.name] in f.metadata.get("choices", [options[f.name]])
-        for f in fields(kind)
-    )
+    values = [(options[f.name], type(f.default_factory()), f.metadata.get("choices")) for f in fields(kind)]
+    fit = all(type(value) is kind and value in (choices or [value]) for value, kind, choices in values)
+    return fit and all(isinstance(path, str) for path in options["corpus"])  # open(3) opens what has no name
 
 
 def read_checkpoint(out: Path) -> dict:
