@@ -714,7 +714,9 @@ class Pretraining:
     def load(self, state: dict):
         """Take up the run where a checkpoint left it."""
         if state["key"] != self.facts["key"]:
-            raise ValueError("the text is not the one this run began with: put it back, or start anew")
+            raise ValueError(
+                f"the text is not the one that {self.o.out} began with: put it back, or start anew"
+            )
         try:
             self.model.load_state_dict(state["weights"])
             groups = self.optimizer.state_dict()["param_groups"]
