@@ -443,7 +443,7 @@ def test_damaged_checkpoints(finished, corpus, tmp_path):
         shutil.copytree(tmp_path / "base", out)
         place(out / "checkpoint.pt", form)
         resume = ["--resume", "--out", out, "--cache", finished / "cache"]
-        judge(out / "checkpoint.pt", name, lambda a=resume: launch(a), [out, finished / "cache"], [out],
+        judge(out / "checkpoint.pt", name, lambda a=resume: launch(a), [out, finished / "cache"], [out, "--"],
               lambda out=out: result(out) == whole)  # fmt: skip
         shutil.rmtree(out)
 
