@@ -9,6 +9,7 @@ entropies, the run.
 import hashlib
 import math
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,44 +156,53 @@ class Distillation(train.Pretraining):
         """The teacher's entropy at every token of the training text: float16 [rows, seq_len], nats, on disk.
 
         The teacher is frozen: one computation serves every epoch and every run with this teacher and text.
-        A row that is not computed yet is NaN, so an interrupted computation goes on where it stopped.
+        The file begins with a checksum of every CHUNK rows. Where it is wrong, the rows are not computed yet
+        or damaged, and they are computed: an interrupted computation goes on where it stopped.
         """
-        o, rng, rows = self.o, torch.Generator(), self.row_count
+        o, rows = self.o, self.row_count
         passes = math.ceil(1 / o.mask_ratio) if o.reading == "blank" else 1
         key = hashlib.sha256(
             f"{self.facts['key']} {rows} {o.seq_len} {o.reading} {passes} {self.dtype}".encode()
         )
         for tensor in self.teacher.state_dict().values():
             key.update(tensor.cpu().numpy())
-        path = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.f16"
-        empty = np.full((rows, o.seq_len), np.nan, np.float16)
+        path, chunks = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.f16", range(0, rows, CHUNK)
+        layout = {"offset": 4 * len(chunks), "shape": (rows, o.seq_len)}
+        size = 4 * len(chunks) + 2 * rows * o.seq_len
         if self.rank == 0:
-            if not (path.is_file() and path.stat().st_size == empty.nbytes):
-                bert.atomic_write(path, lambda file: file.write(empty))
-            table, start = np.memmap(path, np.float16, "r+", shape=empty.shape), time.time()
-            todo = [first for first in range(0, rows, CHUNK) if np.isnan(table[first : first + CHUNK]).any()]
-            for first in tqdm(
-                todo, "teacher's entropies", unit=f" x {CHUNK} rows", leave=False, disable=None
-            ):
-                index = np.arange(first, min(first + CHUNK, rows))
-                ids = train.take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(self.device)
-                with self.autocast():
-                    if o.reading == "visible":
-                        entropy = masking.sequence_entropy(self.teacher, ids)
-                    else:
-                        settings = (o.mask_ratio, self.mask, rng.manual_seed(first))
-                        entropy = blank_entropy_everywhere(self.teacher, ids, self.eligible(ids), *settings)
-                if not entropy.isfinite().all():
-                    raise ValueError(
-                        f"{o.teacher} gives predictions that are not finite: try --dtype float32"
-                    )
-                table[index] = entropy.cpu().numpy()
-            table.flush()
-            cost = f"{passes} forward passes a row, {time.time() - start:.0f} s in this run"
+            with bert.lock(path.with_suffix(".lock"), wait=True):
+                if not (path.is_file() and path.stat().st_size == size):
+                    bert.atomic_write(path, lambda file: file.write(bytes(size)))
+                table, start = np.memmap(path, np.float16, "r+", **layout), time.perf_counter()
+                checks = np.memmap(path, np.uint32, "r+", shape=len(chunks))
+                pairs = zip(chunks, checks, strict=True)
+                todo = [i for i, check in pairs if zlib.crc32(table[i : i + CHUNK]) != check]
+                for i in tqdm(
+                    todo, "teacher's entropies", unit=f" x {CHUNK} rows", leave=False, disable=None
+                ):
+                    table[i : i + CHUNK] = self.entropies_of_rows(i, min(i + CHUNK, rows))
+                    checks[i // CHUNK] = zlib.crc32(table[i : i + CHUNK])
+                table.flush()
+            cost = f"{passes} forward passes a row, {time.perf_counter() - start:.0f} s in this run"
             print(f"teacher's entropies: {cost}; kept in {path}\n        saves one pass a row in every epoch")
         if dist.is_initialized():
             dist.barrier()
-        return np.memmap(path, np.float16, "r", shape=empty.shape)
+        return np.memmap(path, np.float16, "r", **layout)
+
+    def entropies_of_rows(self, first: int, end: int) -> np.ndarray:
+        """The teacher's entropies in a stretch of rows: [end - first, seq_len]. Raises ValueError for NaN."""
+        o, rng = self.o, torch.Generator().manual_seed(first)
+        ids = train.take_rows(self.train_ids, np.arange(first, end), o.seq_len, self.cls, self.sep)
+        ids = ids.to(self.device)
+        with self.autocast():
+            if o.reading == "visible":
+                entropy = masking.sequence_entropy(self.teacher, ids)
+            else:
+                settings = (o.mask_ratio, self.mask, rng)
+                entropy = blank_entropy_everywhere(self.teacher, ids, self.eligible(ids), *settings)
+        if not entropy.isfinite().all():
+            raise ValueError(f"{o.teacher} gives predictions that are not finite: try --dtype float32")
+        return entropy.cpu().numpy()
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
         """As in train.py, the teacher's from its table."""

@@ -7,6 +7,7 @@ Every random number is a function of (seed, task, purpose): an interrupted run g
 
 import hashlib
 import io
+import json
 import math
 import platform
 import re
@@ -239,10 +240,10 @@ def fetch_task(name: str, folder: Path):
         sources = {file: MSR_URL + file for file in MSR_FILES} | {"dev_ids.tsv": url}
         for file, source in sources.items():
             if not (folder / file).is_file():  # its owner may have put it there by hand
-                (folder / file).write_bytes(fetch(source))
+                write_bytes(folder / file, fetch(source))
         split_mrpc(folder)
     elif name == "AX":
-        (folder / "diagnostic.tsv").write_bytes(fetch(url))
+        write_bytes(folder / "diagnostic.tsv", fetch(url))
     else:
         with zipfile.ZipFile(io.BytesIO(fetch(url))) as archive:
             members = archive.namelist()
@@ -251,7 +252,14 @@ def fetch_task(name: str, folder: Path):
             for stem in TASKS[name].files:
                 if f"{name}/{stem}.tsv" not in members:
                     raise ValueError(f"{url} holds no {name}/{stem}.tsv")
-                (folder / f"{stem}.tsv").write_bytes(archive.read(f"{name}/{stem}.tsv"))
+                if archive.getinfo(f"{name}/{stem}.tsv").file_size > 2**30:
+                    raise ValueError(f"{url} unpacks to more than GLUE holds: do not trust it")
+                write_bytes(folder / f"{stem}.tsv", archive.read(f"{name}/{stem}.tsv"))
+
+
+def write_bytes(path: Path, data: bytes):
+    """Write a file, whole or not at all."""
+    bert.atomic_write(path, lambda file: file.write(data))
 
 
 def fetch(url: str) -> bytes:
@@ -272,14 +280,14 @@ def split_mrpc(folder: Path):
         [line.rstrip("\r").split("\t") for line in (folder / file).read_bytes().decode().split("\n") if line]
         for file in ("dev_ids.tsv", *MSR_FILES)
     )
-    if any(len(row) != 5 for row in train + test):
+    if not (train and test) or any(len(row) != 5 for row in train + test):
         raise ValueError(f"the msr_paraphrase files in {folder} are damaged; delete them and start again")
     parts = {"train": train[:1], "dev": train[:1], "test": [["index", *test[0][1:]]]}
     parts["train"] += [row for row in train[1:] if row[1:3] not in ids]
     parts["dev"] += [row for row in train[1:] if row[1:3] in ids]
     parts["test"] += [[str(i), *row[1:]] for i, row in enumerate(test[1:])]
     for part, rows in parts.items():
-        (folder / f"{part}.tsv").write_bytes("".join("\t".join(row) + "\n" for row in rows).encode())
+        write_bytes(folder / f"{part}.tsv", "".join("\t".join(row) + "\n" for row in rows).encode())
 
 
 # ---- fine-tuning ----
@@ -356,7 +364,7 @@ def finetune(model, rows, labels, key, o, title: str) -> float:
     lengths, labels = np.array([row.shape[1] for row in rows]), torch.from_numpy(labels).to(o.device)
     if model.config.num_labels == 1:  # start at the mean score: the bias would be slow to get there
         torch.nn.init.constant_(model.classifier.bias, labels.mean().item())
-    steps, step, tokens, start = o.epochs * math.ceil(len(rows) / o.batch_size), 0, 0, time.time()
+    steps, step, tokens, start = o.epochs * math.ceil(len(rows) / o.batch_size), 0, 0, time.perf_counter()
     with tqdm(total=steps, desc=title, unit="step", leave=False, disable=None) as bar:
         for epoch in range(o.epochs):
             for index in length_batches(lengths, o.batch_size, stream(*key, "order", epoch)):
@@ -365,15 +373,16 @@ def finetune(model, rows, labels, key, o, title: str) -> float:
                 logits, y = forward(model, rows, index, o), labels[index]
                 loss = F.mse_loss(logits[:, 0], y) if y.is_floating_point() else F.cross_entropy(logits, y)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
                 step, tokens = step + 1, tokens + int(lengths[index].sum())
                 bar.update()
                 if step % 50 == 0 or step == steps:  # reading the loss makes a GPU wait
-                    value, speed = loss.item(), tokens / (time.time() - start)
+                    value, speed = (loss + 0 * norm).item(), tokens / (time.perf_counter() - start)
                     if not math.isfinite(value):
-                        raise ValueError(f"{title}: the loss is {value} at step {step}; try a lower --lr")
+                        advice = f"try a lower --lr in another --out ({o.out} keeps what was finished)"
+                        raise ValueError(f"{title}: the loss is {value} at step {step}; {advice}")
                     bar.set_postfix_str(f"loss {value:.3f}, {speed:,.0f} tokens/s")
     model.eval()
     return speed
@@ -413,11 +422,38 @@ def write_submission(name: str, stem: str, guess: np.ndarray, folder: Path):
     words = [labels[int(x)] if labels else f"{min(5.0, max(0.0, float(x))):.3f}" for x in guess]
     text = "index\tprediction\n" + "".join(f"{i}\t{word}\n" for i, word in enumerate(words))
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{ANSWERS.get(stem, name)}.tsv"
-    bert.atomic_write(path, lambda file: file.write(text.encode()))
+    write_bytes(folder / f"{ANSWERS.get(stem, name)}.tsv", text.encode())
 
 
 # ---- the run ----
+
+
+def digest_of(record: dict) -> str:
+    """16 hexadecimal digits that follow from the content of a record, but for its times."""
+    text = re.sub(r'"seconds": [^,}]*', "", json.dumps(record))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_record(path: Path) -> dict:
+    """A run's glue.json. Raises FileNotFoundError, or ValueError where it is damaged or was changed."""
+    record = bert.read_json(path)
+    try:
+        good = record.pop("digest", None) in (None, digest_of(record))  # older files have none
+        good &= isinstance(record["settings"]["checkpoint"], str) and isinstance(record["data"], dict)
+        runs = [
+            (seed, run)
+            for arm in record["results"].values()
+            for task in arm.values()
+            for seed, run in task.items()
+        ]
+        good &= all(
+            seed.isdecimal() and all(-1 <= x <= 1 for x in run["scores"].values()) for seed, run in runs
+        )
+    except (KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise ValueError(f"{path} is damaged or was changed: get it back, or choose another --out")
+    return record
 
 
 def open_record(o) -> dict:
@@ -429,8 +465,8 @@ def open_record(o) -> dict:
     names = ("epochs", "lr", "batch_size", "max_length", "max_train", "freeze", "mnli_init")
     settings = {name: getattr(o, name) for name in names}
     settings |= {"dtype": str(o.dtype).removeprefix("torch."), "checkpoint": digest.hexdigest()[:16]}
-    if path.is_file():
-        record = bert.read_json(path)
+    if path.exists():
+        record = read_record(path)
         for name, value in settings.items():
             there = record.get("settings", {}).get(name)
             if there != value:
@@ -448,6 +484,8 @@ def evaluate(o):
     config, tokenizer = bert.BertConfig.from_folder(o.model), bert.load_tokenizer(o.model)
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise ValueError(f"{o.model}: the tokenizer has more entries than the model's vocabulary")
+    if config.type_vocab_size < 2:
+        raise ValueError(f"{o.model} knows no segments, which pairs of sentences need")
     if o.max_length > config.max_position_embeddings:
         o.max_length = config.max_position_embeddings
         print(f"--max-length is cut to the checkpoint's {o.max_length} positions")
@@ -465,8 +503,11 @@ def evaluate(o):
     if o.predict:
         wanted = [f"{name}.tsv" for name in (*TASKS, "MNLI-m", "MNLI-mm") if name != "MNLI"]
         lacks = ", ".join(name for name in wanted if not (answers / name).is_file())
-        answers.mkdir(exist_ok=True)
-        path = shutil.make_archive(str(answers), "zip", answers)
+        path, files = answers.with_suffix(".zip"), io.BytesIO()
+        with zipfile.ZipFile(files, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in filter(lambda name: (answers / name).is_file(), wanted):
+                archive.write(answers / name, name)
+        write_bytes(path, files.getvalue())
         print(f"written: {path}" + f" (incomplete, without {lacks})" * bool(lacks))
 
 
@@ -507,7 +548,7 @@ def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
             if not rows:
                 every = {**splits, "train": train}.items()
                 rows = {stem: encode(tokenizer, split.texts) for stem, split in every}
-            title, start = f"{name}, {arm}, seed {seed}", time.time()
+            title, start = f"{name}, {arm}, seed {seed}", time.perf_counter()
             model = build_model(name, seed, arm, o)
             speed = finetune(model, rows["train"], train.labels, (seed, name), o, title)
             if o.mnli_init and name == "MNLI":
@@ -515,13 +556,12 @@ def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
             guesses = {stem: predict(model, rows[stem], o) for stem in {*labels, *asked}}
             for stem in asked:
                 write_submission(name, stem, guesses[stem], answers)
-            facts = {"train_rows": len(train.texts), "seconds": round(time.time() - start, 1)}
+            facts = {"train_rows": len(train.texts), "seconds": round(time.perf_counter() - start, 1)}
             for task, result in score(name, labels, guesses).items():
                 results.setdefault(arm, {}).setdefault(task, {})[str(seed)] = result | facts
                 values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in result["scores"].items())
                 print(f"{title}: {values} ({facts['seconds']} s, {speed:,.0f} tokens/s)")
-            Path(o.out).mkdir(parents=True, exist_ok=True)
-            bert.write_json(Path(o.out) / "glue.json", record)
+            bert.write_json(Path(o.out) / "glue.json", record | {"digest": digest_of(record)})
 
 
 # ---- tables and comparison ----
@@ -618,7 +658,7 @@ def compare(specs) -> str:
     arms = {}
     for spec in specs:
         arm, _, folders = spec.partition("=")
-        runs = [bert.read_json(Path(folder) / "glue.json") for folder in folders.split(",") if folder]
+        runs = [read_record(Path(folder) / "glue.json") for folder in folders.split(",") if folder]
         if not runs or arm in arms:
             raise ValueError(f"--compare {spec}: write NAME=RUN or NAME=RUN,RUN, each name once")
         if len({run["settings"]["checkpoint"] for run in runs}) < len(runs):
@@ -715,7 +755,9 @@ def main(argv=None):
         if o.download:
             download(dict.fromkeys(o.tasks), o.data_dir)
         if o.model:
-            evaluate(o)
+            Path(o.out).mkdir(parents=True, exist_ok=True)
+            with bert.lock(Path(o.out) / ".lock"):
+                evaluate(o)
     except (OSError, ValueError) as error:
         sys.exit(f"glue_eval.py: {error}")
     except KeyboardInterrupt:

@@ -11,14 +11,21 @@ labels.
 import json
 import math
 import os
+import time
+import zipfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch import nn
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
 
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}
 ACTIVATIONS = {
@@ -50,6 +57,13 @@ class BertConfig:
     fast_attention: bool = True  # F.scaled_dot_product_attention, or the equation by hand; not saved
 
     def __post_init__(self):
+        for f in fields(self):
+            value, kind = getattr(self, f.name), type(f.default)
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if kind in (int, float):
+                fits = fits and 0 <= value < (1000 if f.name == "num_hidden_layers" else 2**24)
+            if not fits and f.name != "pad_token_id":  # which is nowhere used
+                raise ValueError(f"{f.name} cannot be {value!r:.99}")
         if self.hidden_size % (2 * self.num_attention_heads) or self.hidden_act not in ACTIVATIONS:
             raise ValueError(
                 f"hidden_size {self.hidden_size} with {self.num_attention_heads} heads, or hidden_act "
@@ -78,7 +92,10 @@ class BertConfig:
         if isinstance(raw.get("id2label"), dict):  # Hugging Face writes the number of labels as this table
             raw["num_labels"] = len(raw["id2label"])
         names = {f.name for f in fields(cls)} - {"fast_attention"}
-        return cls(**{**{name: raw[name] for name in names & set(raw)}, **changes})
+        try:
+            return cls(**{**{name: raw[name] for name in names & set(raw)}, **changes})
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"{path} describes no model: {error}") from None
 
 
 # ---- encoder ----
@@ -211,25 +228,28 @@ class Pretrained(nn.Module):
         listed in `model.newly_initialised`; heads this class lacks are left out. Raises ValueError where
         config or weights are damaged or do not fit, or where a masked-LM head is wanted and missing.
         """
-        try:
-            model = cls(BertConfig.from_folder(folder, **changes))
-        except (TypeError, ZeroDivisionError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"{folder}/config.json describes no model: {error}") from None
-        weights, wanted = read_weights(folder), model.state_dict()
+        config, weights = BertConfig.from_folder(folder, **changes), read_weights(folder)
+        with torch.device("meta"):  # shapes without numbers: nothing is allocated for a config gone wrong
+            wanted = cls(config).state_dict()
         if cls is BertModel:
             weights = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
-        if "num_labels" in changes and len(weights.get("classifier.bias", ())) != changes["num_labels"]:
+        head = weights.get("classifier.bias")
+        if "num_labels" in changes and head is not None and head.shape != (config.num_labels,):
             weights = {name: t for name, t in weights.items() if not name.startswith("classifier.")}
         weights = {name: tensor for name, tensor in weights.items() if name in wanted}
         for name, tensor in weights.items():
             if tensor.shape != wanted[name].shape:
                 sizes = f"{tuple(tensor.shape)}, config.json asks for {tuple(wanted[name].shape)}"
                 raise ValueError(f"{folder}: {name} has the shape {sizes}")
-        model.newly_initialised = sorted(set(wanted) - set(weights))
-        for name in model.newly_initialised:
+            if not tensor.isfinite().all():
+                raise ValueError(f"{folder}: {name} holds numbers that are not finite: get the weights again")
+        newly_initialised = sorted(set(wanted) - set(weights))
+        for name in newly_initialised:
             if not name.startswith(("bert.pooler.", "pooler.", "classifier.")):
                 what = "masked-LM head" if name.startswith("cls.") else "complete encoder"
                 raise ValueError(f"{folder} holds no {what}: {name} is missing")
+        model = cls(config)
+        model.newly_initialised = newly_initialised
         model.load_state_dict(weights, strict=False)
         return model.eval()
 
@@ -369,10 +389,15 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
 
 
 def atomic_write(path: Path, write):
-    """Call write(file) on a temporary file beside `path`, then rename it: `path` is never half-written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Call write(file) on a temporary file beside `path`, then rename it: `path` is never half-written.
+
+    A process that is killed leaves the temporary file; the next write takes its place. Two processes that
+    write to one folder keep apart by `lock`.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # never through a link that somebody put there
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -381,7 +406,39 @@ def atomic_write(path: Path, write):
         reason = getattr(error, "strerror", None) or "is the disk full?"
         raise OSError(f"cannot write {path} ({reason}); what was saved before is untouched") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def lock(path: Path, wait: bool = False):
+    """An open file that no other process can lock until it is closed, or its process ends, however it ends.
+
+    Raises BlockingIOError where another process has it, unless told to wait; OSError where `path` cannot be
+    written. A file system without locks gives none.
+    """
+    try:
+        file = open(path, "ab")
+    except OSError as error:
+        raise OSError(f"cannot write {path} ({error.strerror}); what was saved before is untouched") from None
+    said = False
+    while True:
+        try:
+            if os.name == "nt":
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            if not wait:
+                file.close()
+                text = f"another run is writing to {path.parent}: wait for its end, or choose another --out"
+                raise BlockingIOError(text) from None
+            if not said:
+                print(f"waiting for another run, which holds {path}", flush=True)
+            said = not time.sleep(0.2)
+        except OSError:
+            return file
+        else:
+            return file
 
 
 def write_json(path: Path, value):
@@ -394,12 +451,15 @@ def read_json(path) -> dict:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist: is this the right folder?")
     try:
-        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise ValueError(f"{path} is not a JSON object: it is damaged, get or write it again") from None
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object: it is damaged, get or write it again")
+    return value
 
 
-def read_safetensors(path, map_location=None) -> dict[str, torch.Tensor]:
+def read_safetensors(path) -> dict[str, torch.Tensor]:
     """The format: 8 bytes length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw bytes."""
     kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     kinds |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
@@ -409,9 +469,23 @@ def read_safetensors(path, map_location=None) -> dict[str, torch.Tensor]:
     for name, entry in json.loads(data[8:start]).items():
         if name != "__metadata__":
             (begin, end), shape = entry["data_offsets"], entry["shape"]
+            if not 0 <= begin <= end <= len(data) - start:
+                raise ValueError(f"{name} lies outside of the file")
             raw = data[start + begin : start + end]
             tensors[name] = torch.frombuffer(raw, dtype=kinds[entry["dtype"]]).view(shape).clone()
     return tensors
+
+
+def read_torch(path):
+    """What torch.save wrote, on the CPU. Raises one of many exceptions where it is damaged.
+
+    weights_only: nothing but tensors and plain values is unpickled, so that no code of a stranger runs.
+    """
+    if zipfile.is_zipfile(path):  # not so before 2020
+        with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
+            if archive.testzip():
+                raise ValueError("wrong checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_weights(folder) -> dict[str, torch.Tensor]:
@@ -421,10 +495,9 @@ def read_weights(folder) -> dict[str, torch.Tensor]:
     if path is None:
         raise FileNotFoundError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
     try:
-        # weights_only: nothing but tensors is unpickled, so that no code of a stranger runs
-        load = read_safetensors if path.suffix == ".safetensors" else partial(torch.load, weights_only=True)
+        load = read_safetensors if path.suffix == ".safetensors" else read_torch
         weights = {}
-        for name, tensor in load(path, map_location="cpu").items():
+        for name, tensor in load(path).items():
             # checkpoints of 2018 call LayerNorm's parameters gamma and beta; bare encoders have no prefix
             name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
                 "LayerNorm.beta", "LayerNorm.bias"

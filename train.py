@@ -12,7 +12,9 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import lzma
+import math
 import os
 import platform
 import re
@@ -23,8 +25,8 @@ import sys
 import sysconfig
 import time
 import warnings
-import zipfile
 import zlib
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from functools import lru_cache
@@ -44,6 +46,8 @@ from masking import IGNORE, RULES, SCHEMES
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12, "3090": 71e12}
 HELD_OUT = 0.02  # share of the documents
 EXAM_ROWS, EXAM_RATIO = 512, 0.15  # the shared held-out exam, whatever ratio a run trains with
+SEALED = ("train.ids", "held_out.ids", "tokenizer.json")  # a digest of these is kept with tokenised text
+STATE = ("step", "seconds", "log", "sums", "counts", "distinct", "remembered", "memory", "level")
 PLATEAU = 0.3  # nats below the unigram floor at which a run has left the plateau
 SENTENCES = ("The capital of France [MASK] Paris.", "The function [MASK] a list.", "It is one of the [MASK].")
 
@@ -146,6 +150,9 @@ class Options:
 
 def parse_options(kind, description, argv=None) -> dict:
     """The options of dataclass `kind` that the command line gives, by field name; --help explains all."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     for f in fields(kind):
         default, settings = f.default_factory(), dict(f.metadata)
@@ -254,41 +261,91 @@ def tokenise(documents, tokenizer: Tokenizer, folder: Path) -> dict:
     return facts
 
 
-def prepare_text(o: Options, rank: int = 0):
-    """Tokenise the corpus once, into a cache folder named after its content and vocabulary.
-
-    Returns (tokenizer, training ids, held-out ids, facts); ids are memory-mapped, one stream a side. Raises
-    OSError or ValueError for a corpus or vocabulary that is missing, damaged or too short.
-    """
-    tokenizer = bert.load_tokenizer(o.from_ or o.vocab) if o.from_ or o.vocab else None
-    paths = o.corpus or [builtin_corpus(o.cache)]
-    digest = hashlib.sha256(tokenizer.to_str().encode() if tokenizer else f"learn {o.vocab_size}".encode())
+def digest_of(text: str, paths) -> str:
+    """16 hexadecimal digits that follow from a text and the content of files."""
+    digest = hashlib.sha256(text.encode())
     for path in paths:
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
-    folder = Path(o.cache) / digest.hexdigest()[:16]
-    if rank == 0 and not folder.is_dir():
-        work = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        work.mkdir(parents=True)
-        try:
-            if not tokenizer:
-                print(f"learning a vocabulary of {o.vocab_size:,} word pieces", flush=True)
-                learner = BertWordPieceTokenizer()
-                paragraphs = (paragraph for document in read_documents(paths) for paragraph in document)
-                alphabet = min(1000, o.vocab_size // 4)
-                learner.train_from_iterator(
-                    paragraphs, o.vocab_size, limit_alphabet=alphabet, show_progress=False
-                )
-                tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab()).to_str())
-            bert.write_json(work / "facts.json", tokenise(read_documents(paths), tokenizer, work))
-            bert.save_tokenizer(tokenizer, work)
-            if not folder.is_dir():  # another run may have been faster
-                work.rename(folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    if dist.is_initialized():
-        dist.barrier()
+    return digest.hexdigest()[:16]
+
+
+def read_facts(folder: Path) -> dict | None:
+    """What was counted in a folder of tokenised text; None where the folder is missing or damaged."""
+    try:
+        facts = bert.read_json(folder / "facts.json")
+        digest = facts.pop("digest")
+        return facts if digest == digest_of(json.dumps(facts), map(folder.joinpath, SEALED)) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def learn_vocabulary(paths, size: int) -> Tokenizer:
+    """A WordPiece tokenizer learned from files: the same pieces under the same ids every time.
+
+    The learner numbers single characters in random order, and breaks ties by these numbers: so the characters
+    get theirs here, as if they were special tokens.
+    """
+    learner, counts = BertWordPieceTokenizer(), Counter()
+    for document in read_documents(paths):
+        counts.update(learner.normalize(" ".join(document)))
+    frequent = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    alphabet = sorted(frequent[: min(1000, size // 4)])
+    within = [c for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
+    first = [*bert.SPECIAL_TOKENS, *alphabet, *("##" + c for c in within)]
+    settings = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "special_tokens": first}
+    paragraphs = (paragraph for document in read_documents(paths) for paragraph in document)
+    learner.train_from_iterator(paragraphs, size, show_progress=False, **settings)
+    return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab()).to_str())
+
+
+def write_text(folder: Path, paths, tokenizer: Tokenizer | None, vocab_size: int) -> dict:
+    """Tokenise a corpus into a new folder, whole or not at all; learn the vocabulary if there is none.
+
+    Returns what was counted.
+    """
+    work = folder.with_suffix(".tmp")
+    for path in (work, folder):
+        if path.exists():
+            print(f"{path} is not complete or damaged: made again", flush=True)
+            shutil.rmtree(path)
+    try:
+        work.mkdir()
+        if not tokenizer:
+            print(f"learning a vocabulary of {vocab_size:,} word pieces", flush=True)
+            tokenizer = learn_vocabulary(paths, vocab_size)
+        facts = tokenise(read_documents(paths), tokenizer, work)
+        bert.save_tokenizer(tokenizer, work)
+        digest = digest_of(json.dumps(facts), map(work.joinpath, SEALED))
+        bert.write_json(work / "facts.json", facts | {"digest": digest})
+        work.rename(folder)
+        return facts
+    except OSError as error:
+        if error.filename or not error.errno:  # it says where
+            raise
+        raise OSError(f"cannot write {work} ({error.strerror})") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def prepare_text(o: Options):
+    """Tokenise the corpus once, into a cache folder named after its content and vocabulary.
+
+    Returns (tokenizer, training ids, held-out ids, facts); ids are memory-mapped, one stream a side. Of
+    several processes one tokenises, and the others wait. Raises OSError or ValueError for a corpus or
+    vocabulary that is missing, damaged or too short.
+    """
+    cache = Path(o.cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    tokenizer = bert.load_tokenizer(o.from_ or o.vocab) if o.from_ or o.vocab else None
+    paths = o.corpus
+    if not paths:
+        with bert.lock(cache / "documentation.lock", wait=True):
+            paths = [builtin_corpus(cache)]
+    folder = cache / digest_of(tokenizer.to_str() if tokenizer else f"learn {o.vocab_size} pieces", paths)
+    with bert.lock(folder.with_suffix(".lock"), wait=True):
+        facts = read_facts(folder) or write_text(folder, paths, tokenizer, o.vocab_size)
     files = [folder / f"{side}.ids" for side in ("train", "held_out")]
     train, held_out = (
         np.memmap(f, np.int32, "r") if f.stat().st_size else np.empty(0, np.int32) for f in files
@@ -301,8 +358,7 @@ def prepare_text(o: Options, rank: int = 0):
     train = train[: o.max_tokens or None]
     if len(train) < body:
         raise ValueError(f"{paths[0]}: {len(train)} tokens are too few to train on rows of {o.seq_len}")
-    facts = bert.read_json(folder / "facts.json") | {"key": folder.name}
-    return bert.load_tokenizer(folder), train, held_out, facts
+    return bert.load_tokenizer(folder), train, held_out, facts | {"key": folder.name}
 
 
 # ---- rows ----
@@ -427,7 +483,6 @@ class Pretraining:
     """One run: text, model, optimiser and what was measured so far. distill.py has a subclass."""
 
     columns = ("loss", "accuracy")  # what `loss` measures, summed over the masked tokens
-    tensors = ("sums", "counts", "distinct", "remembered", "memory", "level")  # kept in a checkpoint
     beside: dict = {}  # figures that stand beside the held-out score in every line of the log
 
     def __init__(self, o: Options):
@@ -437,11 +492,13 @@ class Pretraining:
         if self.world > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one tokenises
-        self.tokenizer, self.train_ids, self.held_out_ids, self.facts = prepare_text(o, self.rank)
+        self.tokenizer, self.train_ids, self.held_out_ids, self.facts = prepare_text(o)
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
         self.cls, self.sep, self.mask = (self.vocab[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
         pieces = sorted(self.vocab, key=self.vocab.get)
+        if max(self.vocab.values()) >= len(pieces):
+            raise ValueError(f"{o.from_ or o.vocab}: the vocabulary repeats or leaves out an entry")
         self.continues = torch.tensor([piece.startswith("##") for piece in pieces], device=self.device)
         self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
         counts = torch.from_numpy(np.bincount(self.train_ids, minlength=len(pieces)))
@@ -485,6 +542,8 @@ class Pretraining:
         model = bert.BertForMaskedLM.from_pretrained(folder).requires_grad_(False)
         if model.config.max_position_embeddings < self.o.seq_len:
             raise ValueError(f"{folder} has too few positions for --seq-len {self.o.seq_len}")
+        if model.config.vocab_size < len(self.vocab):
+            raise ValueError(f"{folder}: the tokenizer has more entries than the model's vocabulary")
         return model.to(self.device)
 
     def compile(self):
@@ -603,7 +662,8 @@ class Pretraining:
         if self.world > 1:
             for parameter in self.model.parameters():  # the gradient of a sum is the sum of gradients
                 dist.all_reduce(parameter.grad)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.sums += 0 * norm  # is seen there where it is not finite
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         self.optimizer.step()
@@ -649,23 +709,27 @@ class Pretraining:
         self.distinct = torch.zeros((), device=self.device)  # token ids masked in a step, summed over steps
         self.remembered = torch.zeros((), device=self.device)  # masks chosen by a remembered entropy
 
-    def means(self) -> dict:
-        """The mean of each column since the last evaluation. Raises ValueError where one is not finite."""
+    def means(self, held_out: float = 0.0) -> dict:
+        """The mean of each column since the last evaluation.
+
+        Raises ValueError where one is not finite, or a held-out loss thrice that of guessing at random.
+        """
         sums = self.sums.clone()
         if self.world > 1:
             dist.all_reduce(sums)
         *values, count = sums.tolist()
-        if not np.isfinite(values).all():
+        if not (np.isfinite(values).all() and held_out < 3 * math.log(len(self.vocab))):
             kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
             raise ValueError(
-                f"loss not finite at step {self.step} ({kept}); try a lower --lr, --dtype float32"
+                f"loss diverged or not finite at step {self.step} ({kept}); "
+                "start anew with a lower --lr or --dtype float32"
             )
         return {name: value / max(1, count) for name, value in zip(self.columns, values, strict=True)}
 
     def report(self, speed: float):
         """Evaluate, add a line to the log, warn if the masks collapse, save."""
-        o, past, means = self.o, self.log, self.means()
-        loss, accuracy = self.examine(self.model)
+        o, past, (loss, accuracy) = self.o, self.log, self.examine(self.model)
+        means = self.means(loss)
         ids, places, masked = (part[self.pieces()[0]] for part in self.last)
         with self.autocast():
             blank = masking.blank_entropy(self.model, ids, places, self.mask).gather(1, places)
@@ -696,7 +760,7 @@ class Pretraining:
     def save(self):
         """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), the model folder and log.csv."""
         out, table = Path(self.o.out), io.StringIO()
-        state = {name: getattr(self, name) for name in ("step", "seconds", "log", *self.tensors)}
+        state = {name: getattr(self, name) for name in STATE}
         state |= {"options": asdict(self.o), "key": self.facts["key"]}
         state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         bert.atomic_write(out / "checkpoint.new", lambda file: torch.save(state, file))
@@ -712,12 +776,26 @@ class Pretraining:
     def load(self, state: dict):
         """Take up the run where a checkpoint left it."""
         if state["key"] != self.facts["key"]:
-            raise ValueError("the text is not the one this run began with: put it back, or start anew")
-        self.model.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        for name in self.tensors:
-            setattr(self, name, state[name].to(self.device))
+            raise ValueError(
+                f"the text is not the one that {self.o.out} began with: put it back, or start anew"
+            )
+        try:
+            self.model.load_state_dict(state["weights"])
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+            self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+            for name in STATE[3:]:
+                getattr(self, name).copy_(state[name])
+            pairs = [(p, name) for p in self.model.parameters() for name in ("exp_avg", "exp_avg_sq")]
+            fits = [self.optimizer.state[p][name].shape == p.shape for p, name in pairs]
+            numbers = ("step", "seconds", "held_out_loss", "held_out_accuracy", "on_plateau")
+            fits += [line[name] >= 0 for line in self.log for name in numbers]
+            fits += [type(self.step) is int, 0 <= self.step <= self.o.steps]
+            if not all(fits):
+                raise ValueError
+        except Exception as error:  # it is whole, but not of this program
+            text = f"the checkpoint in {self.o.out} does not fit this program ({type(error).__name__})"
+            raise ValueError(f"{text}: start anew with another --out") from None
 
     def run(self):
         """Train to --steps. Ctrl-C finishes the step and saves (under torchrun evaluations alone save)."""
@@ -727,7 +805,7 @@ class Pretraining:
         card = hardware_name(self.device).replace("-", " ").split()
         peak = next((PEAK_FLOPS[name] for name in card if name in PEAK_FLOPS), None)
         bar = tqdm(total=o.steps, initial=first, disable=True if self.rank else None, unit=" steps")
-        mark, marked = time.time(), first
+        mark, marked = time.perf_counter(), first
         try:
             while self.step < o.steps and not stop:
                 self.update()
@@ -736,7 +814,7 @@ class Pretraining:
                 if evaluates or stop or self.step % 20 == 0:
                     means = self.means()  # waits for the device
                     shown = {name: f"{value:.3f}" for name, value in means.items()}
-                    seconds = time.time() - mark
+                    seconds = time.perf_counter() - mark
                     speed = (self.step - marked) * o.batch_size * o.seq_len / seconds
                     shown |= {"lr": f"{self.lr():.1e}", "tokens/s": f"{speed:,.0f}"}
                     if peak and self.dtype == torch.bfloat16:
@@ -747,13 +825,14 @@ class Pretraining:
                         self.seconds += seconds
                         if evaluates:
                             self.report(speed)
-                        mark, marked = time.time(), self.step
+                        mark, marked = time.perf_counter(), self.step
         finally:
             bar.close()
             for name, handler in handlers.items():
                 signal.signal(name, handler)
-        if stop:
+        if (stop or first == o.steps) and self.rank == 0:  # a run killed at its end may lack files
             self.save()
+        if stop:
             raise KeyboardInterrupt
 
     def guess(self, sentence: str) -> str:
@@ -821,15 +900,23 @@ def conclude(run: Pretraining):
     print(f'next    python masking.py --model {run.o.out} --text "The cat sat on the mat, for it was tired."')
 
 
+def known(kind, options) -> bool:
+    """Whether these are the options of dataclass `kind`, each of its type and one of its choices."""
+    if not isinstance(options, dict) or set(options) != {f.name for f in fields(kind)}:
+        return False
+    values = [(options[f.name], type(f.default_factory()), f.metadata.get("choices")) for f in fields(kind)]
+    fit = all(type(value) is kind and value in (choices or [value]) for value, kind, choices in values)
+    return fit and all(isinstance(path, str) for path in options["corpus"])  # open(3) opens what has no name
+
+
 def read_checkpoint(out: Path) -> dict:
     """The newest checkpoint that can be read; a damaged one is named. Raises ValueError if none can."""
-    for path in (out / "checkpoint.pt", out / "checkpoint.previous.pt"):
+    for name in ("checkpoint.new", "checkpoint.pt", "checkpoint.previous.pt"):
+        path = out / name
         if path.exists():
             try:
-                with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
-                    if archive.testzip():
-                        raise ValueError("wrong checksum")
-                return torch.load(path, map_location="cpu", weights_only=True)
+                state = bert.read_torch(path)
+                return {name: state[name] for name in ("options", "key", *STATE, "weights", "optimizer")}
             except Exception as error:
                 print(
                     f"{path} is damaged ({type(error).__name__}); trying the one before it", file=sys.stderr
@@ -840,11 +927,15 @@ def read_checkpoint(out: Path) -> dict:
 def launch(kind, run_kind, description, argv=None):
     """A whole program: options, a new or a resumed run, its end, errors in one sentence."""
     given, program, run = parse_options(kind, description, argv), Path(sys.argv[0]).name, None
-    out, state = Path(given.get("out", kind().out)), None
+    out, state, held = Path(given.get("out", kind().out)), None, None
     try:
+        if not given.get("resume"):
+            out.mkdir(parents=True, exist_ok=True)
+        if out.is_dir() and os.environ.get("RANK", "0") == "0":
+            held = bert.lock(out / ".lock")
         if given.get("resume"):
             state = read_checkpoint(out)
-            if set(state["options"]) != {f.name for f in fields(kind)}:
+            if not known(kind, state["options"]):
                 raise ValueError(f"{out} holds a run of another program or version: resume it with that one")
             for name in sorted(set(given) - {"out", "resume", "cache", "device"}):
                 if given[name] != state["options"][name]:
@@ -854,9 +945,8 @@ def launch(kind, run_kind, description, argv=None):
             raise ValueError(
                 f"{out} holds a run already: add --resume to go on with it, or choose another --out"
             )
-        o = kind(**{**(state["options"] if state else {}), **given})
+        o = kind(**{**(state["options"] if state else {}), **given, "out": str(out)})
         o.check({} if state else given, int(os.environ.get("WORLD_SIZE", 1)))
-        out.mkdir(parents=True, exist_ok=True)
         if (out / "model.safetensors").exists():
             raise ValueError(f"{out} holds another model (model.safetensors): choose another --out")
         run = run_kind(o)
@@ -875,6 +965,8 @@ def launch(kind, run_kind, description, argv=None):
         kept = f"python {program} --resume --out {out} goes on" if saved else "nothing was saved yet"
         sys.exit(f"{program}: interrupted; {kept}")
     finally:
+        if held:
+            held.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
