@@ -45,13 +45,11 @@ class Options(train.Options):
     limits = train.Options.limits | {"kd_alpha": (0, 1), "kd_temperature": (1e-2, 1e3)}
 
     def without_effect(self):
-        """As in train.py, but --teacher always has an effect."""
-        rows = [row for row in super().without_effect() if row[2] != ("teacher",)]
-        rows += [(not self.from_, "--teacher, whose vocabulary is the student's", ("vocab_size",))]
-        rows += [
-            (self.from_, "--from", ("student_init",)),
-            (self.kd_alpha == 0, "--kd-alpha 0", ("kd_temperature",)),
-        ]
+        """As in train.py, but --teacher always has an effect, and the vocabulary is not the student's own."""
+        rows = [row for row in super().without_effect() if row[2] not in (("teacher",), ("vocab_size",))]
+        rows.append((True, "--teacher, whose vocabulary is the student's", ("vocab_size",)))
+        rows.append((self.from_, "--from", ("student_init",)))
+        rows.append((self.kd_alpha == 0, "--kd-alpha 0", ("kd_temperature",)))
         return rows
 
     def check(self, given, world: int = 1):
@@ -85,9 +83,10 @@ def kd_loss(student_logits, teacher_logits, labels, temperature: float) -> torch
 def init_student(student: bert.BertForMaskedLM, teacher: bert.BertForMaskedLM, how: str):
     """Copy weights of the teacher into the student, in place. Raises ValueError where widths differ.
 
-    "embeddings": embeddings and masked-LM head. "layers": these, and as many layers as both have, evenly
-    spaced over the teacher's (every second one if it is twice as deep, as DistilBERT has it: Sanh et al.
-    2019, arXiv 1910.01108); layers beyond the teacher's keep their own start.
+    "embeddings": the embeddings of words and segments and the masked-LM head; not those of positions, on
+    which the first heads of a student's own start are built. "layers": all embeddings, the head, and as many
+    layers as both have, evenly spaced over the teacher's (every second one if it is twice as deep, as
+    DistilBERT has it: Sanh et al. 2019, arXiv 1910.01108); layers beyond the teacher's keep their own start.
     """
     mine, theirs = student.config, teacher.config
     widths = ("hidden_size", "intermediate_size", "num_attention_heads")
@@ -95,17 +94,20 @@ def init_student(student: bert.BertForMaskedLM, teacher: bert.BertForMaskedLM, h
         if getattr(mine, name) != getattr(theirs, name):
             sizes = f"the student has {name} {getattr(mine, name)}, the teacher {getattr(theirs, name)}"
             raise ValueError(f"--student-init {how} cannot copy: {sizes}; choose another --size or scratch")
-    pairs = [(student.bert.embeddings, teacher.bert.embeddings), (student.cls, teacher.cls)]
+    names = ("word_embeddings", "token_type_embeddings", "LayerNorm", "position_embeddings")
+    names = names[:3] if how == "embeddings" else names
+    tables, givens = student.bert.embeddings, teacher.bert.embeddings
+    pairs = [(getattr(tables, name), getattr(givens, name)) for name in names]
+    pairs.append((student.cls, teacher.cls))
     if how == "layers":
         layers, given = student.bert.encoder["layer"], teacher.bert.encoder["layer"]
-        step = max(1, len(given) / len(layers))
-        pairs += [(layers[i], given[int(i * step)]) for i in range(min(len(layers), len(given)))]
+        both = range(min(len(layers), len(given)))
+        pairs += [(layers[i], given[max(i, i * len(given) // len(layers))]) for i in both]
     for target, source in pairs:
         for parameter, value in zip(target.parameters(), source.parameters(), strict=True):
-            shared = tuple(map(slice, map(min, parameter.shape, value.shape)))
-            parameter[shared] = value[shared].to(
-                parameter.device
-            )  # one may have spare positions or word pieces
+            # one of them may have spare positions or word pieces
+            shared = tuple(slice(min(sizes)) for sizes in zip(parameter.shape, value.shape, strict=True))
+            parameter[shared] = value[shared].to(parameter.device)
 
 
 # ---- the teacher's entropies ----
@@ -205,7 +207,7 @@ class Distillation(train.Pretraining):
         return entropy.cpu().numpy()
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
-        """As in train.py, the teacher's from its table."""
+        """As in train.py; the teacher's come from its table, for which k tokens were hidden at a time."""
         if self.table is None:
             return super().entropies(ids, index, candidates)
         return torch.from_numpy(self.table[index].astype(np.float32)).to(self.device)

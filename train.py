@@ -47,7 +47,7 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "409
 HELD_OUT = 0.02  # share of the documents
 EXAM_ROWS, EXAM_RATIO = 512, 0.15  # the shared held-out exam, whatever ratio a run trains with
 SEALED = ("train.ids", "held_out.ids", "tokenizer.json")  # a digest of these is kept with tokenised text
-STATE = ("step", "seconds", "log", "sums", "counts", "distinct", "remembered", "memory", "level")
+STATE = ("step", "seconds", "log", "sums", "counts", "distinct", "remembered", "memory", "mean_entropy")
 PLATEAU = 0.3  # nats below the unigram floor at which a run has left the plateau
 SENTENCES = ("The capital of France [MASK] Paris.", "The function [MASK] a list.", "It is one of the [MASK].")
 
@@ -110,21 +110,21 @@ class Options:
     device: str = option("auto", "cpu, cuda, mps; auto: cuda if there is one")
 
     # the least and the most that a number may be
-    limits = dict.fromkeys(("steps", "batch_size", "accumulate", "eval_every"), (1, np.inf))
-    limits |= dict.fromkeys(("max_tokens", "warmup", "entropy_warmup", "entropy_every", "seed"), (0, np.inf))
+    limits = dict.fromkeys(("steps", "batch_size", "accumulate", "eval_every"), (1, 2**62))
+    limits |= dict.fromkeys(("max_tokens", "warmup", "entropy_warmup", "entropy_every", "seed"), (0, 2**62))
     limits |= {"vocab_size": (100, 2**31), "seq_len": (8, 2**20), "lr": (1e-12, 1e3), "candidates": (1, 1e3)}
     limits |= {"select_temperature": (1e-3, 1e6), "random_share": (0, 1), "dropout": (0, 0.9)}
 
     def without_effect(self) -> list:
         """(whether it applies, a choice, the options that have no effect with it)."""
-        tries = self.reading == "blank" or (self.reading == "memory" and self.entropy_every)
+        reads_blanks = self.reading == "blank" or (self.reading == "memory" and self.entropy_every)
         by_entropy = ("reading", "select", "select_temperature", "random_share", "entropy_warmup")
         return [
             (self.from_, "--from", ("vocab", "vocab_size", "size", "init")),
             (self.vocab, "--vocab", ("vocab_size",)),
             (self.masking == "random", "--masking random", (*by_entropy, "candidates", "entropy_every")),
             (self.masking != "teacher", f"--masking {self.masking}", ("teacher",)),
-            (not tries, f"--reading {self.reading}", ("candidates",)),
+            (not reads_blanks, f"--reading {self.reading}", ("candidates",)),
             (self.reading != "memory", f"--reading {self.reading}", ("entropy_every",)),
             (self.select != "sample", f"--select {self.select}", ("select_temperature",)),
         ]
@@ -135,6 +135,8 @@ class Options:
             for name in names:
                 if applies and name in given:
                     raise ValueError(f"{flag(name)} has no effect with {choice}: leave one of them out")
+        if self.masking != "random" and self.select == "random":
+            raise ValueError("--select random reads entropies for nothing: say --masking random")
         if self.masking == "teacher" and not self.teacher:
             raise ValueError("--masking teacher needs --teacher FOLDER")
         if self.reading == "memory" and self.masking != "self":
@@ -399,7 +401,7 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
     """
     log_p, counted = logits.float().log_softmax(-1), labels != IGNORE
     target = log_p.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
-    right = (target >= log_p.detach().amax(-1)) & counted
+    right = logits.argmax(-1) == labels
     return -target.masked_fill(~counted, 0).sum(), right.sum().float()
 
 
@@ -414,18 +416,20 @@ class MaskedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, labels):
         rows = max(1, masking.slice_size(logits.device) // logits.shape[-1])
-        gradient, pieces = torch.empty_like(logits), []
+        gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         parts = (tensor.flatten(0, -2).split(rows) for tensor in (logits, gradient, labels[..., None]))
+        results = []  # of every slice: loss, right and entropy, [rows, 3]
         for z, slope, label in zip(*parts, strict=True):
             counted, word = label != IGNORE, label.clamp_min(0)  # [rows, 1]
+            # float32 at least: float64 stays
             log_p = z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(-1)
-            target, highest = log_p.gather(-1, word), log_p.amax(-1, keepdim=True)
+            loss, right = -log_p.gather(-1, word) * counted, z.argmax(-1, keepdim=True) == label
             p = log_p.exp()
             entropy = -torch.linalg.vecdot(p, log_p)[:, None]
-            pieces.append(torch.cat((-target * counted, (target >= highest) * counted, entropy), -1))
-            slope.copy_(p.scatter_add_(-1, word, -torch.ones_like(target)).mul_(counted))
-        table = torch.cat(pieces)
-        (loss, right), entropy = table[:, :2].sum(0), table[:, 2].view(labels.shape)
+            results.append(torch.cat((loss, right, entropy), -1))
+            slope.copy_(p.scatter_add_(-1, word, -torch.ones_like(loss)).mul_(counted))
+        loss, right, entropy = torch.cat(results).T
+        loss, right, entropy = loss.sum(), right.sum(), entropy.reshape(labels.shape)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(right, entropy)
         return loss, right, entropy
@@ -483,12 +487,14 @@ class Pretraining:
     """One run: text, model, optimiser and what was measured so far. distill.py has a subclass."""
 
     columns = ("loss", "accuracy")  # what `loss` measures, summed over the masked tokens
-    beside: dict = {}  # figures that stand beside the held-out score in every line of the log
+    extra_columns: dict = {}  # figures that stand beside the held-out score in every line of the log
 
     def __init__(self, o: Options):
         self.o, self.step, self.seconds, self.log = o, 0, 0.0, []
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.dtype = pick_hardware(o.device, o.dtype)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         if self.world > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one tokenises
@@ -511,8 +517,8 @@ class Pretraining:
         # For --reading memory: the entropy of every token of the text when it was last a blank, NaN: never.
         size = (self.row_count, o.seq_len) if o.reading == "memory" else (0,)
         self.memory = torch.full(size, torch.nan, dtype=torch.float16, device=self.device)
-        self.level = torch.zeros((), device=self.device)  # running mean of the blanks' entropies, nats
-        self.forget()
+        self.mean_entropy = torch.zeros((), device=self.device)  # running mean of the blanks' entropies, nats
+        self.reset_sums()
         if o.compile:
             self.compile()
 
@@ -550,7 +556,7 @@ class Pretraining:
         """torch.compile for encoder and head in place, tried on one piece; falls back and says why."""
         models = [model for model in (self.model, self.teacher) if model]
         parts = [part for model in models for part in (model.bert, model.cls["predictions"])]
-        ids = torch.zeros(self.pieces()[0].stop, self.o.seq_len, dtype=torch.long, device=self.device)
+        ids = torch.zeros(self.shares()[0].stop, self.o.seq_len, dtype=torch.long, device=self.device)
         try:
             for part in parts:
                 part.compile()
@@ -560,6 +566,11 @@ class Pretraining:
             for part in parts:
                 part._compiled_call_impl = None
         self.optimizer.zero_grad()
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """To the device; from pinned memory, so that nobody waits for a GPU that is still at work."""
+        tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return tensor.to(self.device, non_blocking=True)
 
     def autocast(self):
         """Matrix products in the chosen dtype; weights, softmax, LayerNorm and loss stay float32."""
@@ -590,7 +601,7 @@ class Pretraining:
         loss, accuracy = (sums / self.exam[2].numel()).tolist()
         return loss, accuracy
 
-    def pieces(self) -> list[slice]:
+    def shares(self) -> list[slice]:
         """The rows of a step that this process computes, in --accumulate slices."""
         size = self.o.batch_size // (self.world * self.o.accumulate)
         first = self.rank * self.o.accumulate
@@ -603,35 +614,40 @@ class Pretraining:
         if o.masking == "random" or self.step < as_steps(o.entropy_warmup, o.steps):
             return masking.select_positions("random", eligible, o.mask_ratio, generator=rng, word_start=words)
         epoch = self.step * o.batch_size // self.row_count
-        if o.reading == "blank" or (o.entropy_every and epoch % o.entropy_every == 0):
-            candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, words)
-        entropy = self.entropies(ids, index, candidates)
+        known = None
+        if o.reading == "memory" and not (o.entropy_every and epoch % o.entropy_every == 0):
+            entropy = self.memory[self.send(torch.from_numpy(index))].float()
+            known = ~entropy.isnan()
+            entropy = torch.where(known, entropy, self.mean_entropy)
+        else:
+            if o.reading != "visible":
+                candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, words)
+            entropy = self.entropies(ids, index, candidates)
         settings = (entropy, candidates, o.select_temperature, rng, o.random_share, words)
-        return masking.select_positions(o.select, eligible, o.mask_ratio, *settings)
+        selected = masking.select_positions(o.select, eligible, o.mask_ratio, *settings)
+        if known is not None:
+            self.remembered += (selected & known).sum()
+        return selected
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
-        """How unsure the model that --masking names is of the rows, at the candidates at least: [B, T], nats.
+        """How unsure the model that --masking names is of the rows, read now: [B, T], nats.
 
-        Every process sees all rows and draws the same random numbers; it reads the entropy of its own rows.
+        At the candidates alone, hidden together; without candidates at every token as it is seen. Every
+        process sees all rows and draws the same random numbers; it reads the entropy of its own rows.
         """
         o, entropy = self.o, torch.zeros(ids.shape, device=self.device)
-        if o.reading == "memory" and candidates is None:
-            remembered = self.memory[index].float()  # what was never a blank counts as the running mean
-            return torch.where(remembered.isnan(), self.level, remembered)
         source, places = self.teacher if o.masking == "teacher" else self.model, candidates
         if candidates is not None and not o.whole_word:
             count = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
             places = masking.as_places(candidates, count)
-        for piece in self.pieces():
+        for share in self.shares():
             with self.autocast():
                 if places is None:
-                    entropy[piece] = masking.sequence_entropy(source, ids[piece])
+                    entropy[share] = masking.sequence_entropy(source, ids[share])
                 else:
-                    entropy[piece] = masking.blank_entropy(source, ids[piece], places[piece], self.mask)
+                    entropy[share] = masking.blank_entropy(source, ids[share], places[share], self.mask)
         if self.world > 1:
             dist.all_reduce(entropy)  # rows of other processes are 0 so far
-        if o.reading == "memory":
-            self.memory[index] = torch.where(candidates, entropy.to(self.memory.dtype), self.memory[index])
         return entropy
 
     def loss(self, ids, places, labels):
@@ -647,18 +663,19 @@ class Pretraining:
         rng = torch.Generator(self.device).manual_seed(stream(o.seed, "masks", self.step))
         torch.manual_seed(stream(o.seed, "dropout", self.step) + self.rank)
         index = rows_of_step(o, self.step, self.row_count)
-        ids = take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(self.device)
+        ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep))
         selected = self.choose(ids, index, rng)
         settings = (self.mask, len(self.vocab), special, o.corruption, rng)
         corrupted, labels = masking.corrupt(ids, selected, *settings)
         places = masking.as_places(selected, self.masks_per_row)
         labels = labels.gather(1, places)
         masked = (labels != IGNORE).float()
-        entropy = torch.zeros(places.shape, device=self.device)
-        for piece in self.pieces():
-            loss, sums, entropy[piece] = self.loss(corrupted[piece], places[piece], labels[piece])
+        read = torch.zeros(places.shape, device=self.device)  # entropies, nats
+        for share in self.shares():
+            loss, sums, entropy = self.loss(corrupted[share], places[share], labels[share])
+            read[share] = entropy
             (loss / masked.sum().clamp_min(1)).backward()  # of the whole step, all processes together
-            self.sums += torch.cat((sums, masked[piece].sum()[None]))
+            self.sums += torch.cat((sums, masked[share].sum()[None]))
         if self.world > 1:
             for parameter in self.model.parameters():  # the gradient of a sum is the sum of gradients
                 dist.all_reduce(parameter.grad)
@@ -674,35 +691,35 @@ class Pretraining:
         self.counts += counts
         self.distinct += (counts > 0).sum()
         if o.reading == "memory":
-            self.remember(index, places, entropy, masked * (corrupted.gather(1, places) == self.mask))
+            blank = masked * (corrupted.gather(1, places) == self.mask)  # 1 where [MASK] was read
+            self.remember(self.send(torch.from_numpy(index)), places, read, blank)
         self.last, self.step = (corrupted, places, masked), self.step + 1
 
     def remember(self, index, places, entropy, blank):
         """Keep the entropies [B, k] of the masks that read [MASK] (blank [B, k]: 1), for later."""
         if self.world > 1:
             dist.all_reduce(entropy)  # rows of other processes are 0 so far
-        rows, mean = self.memory[index], (entropy * blank).sum() / blank.sum().clamp_min(1)
-        before = rows.gather(1, places)
-        self.level = torch.where(self.level > 0, self.level.lerp(mean, 0.01), mean)
-        if self.step >= as_steps(self.o.entropy_warmup, self.o.steps):
-            self.remembered += (~before.isnan()).sum()
-        self.memory[index] = rows.scatter(1, places, torch.where(blank > 0, entropy.to(rows.dtype), before))
+        mean = (entropy * blank).sum() / blank.sum().clamp_min(1)
+        self.mean_entropy = torch.where(self.mean_entropy > 0, self.mean_entropy.lerp(mean, 0.01), mean)
+        before = self.memory[index[:, None], places]
+        self.memory[index[:, None], places] = torch.where(blank > 0, entropy.to(before.dtype), before)
 
     def work(self) -> float:
         """Operations a trained token, on average over the run; a backward pass costs two forward passes."""
         o, training = self.o, 3 * forward_flops(self.model.config, self.o.seq_len, self.o.mask_ratio)
-        if o.masking == "random" or o.reading == "memory":
+        if o.masking == "random" or (o.reading == "memory" and not o.entropy_every):
             return training
         source = self.teacher if o.masking == "teacher" else self.model
         decoded = 1.0 if o.reading == "visible" else min(1.0, o.candidates * o.mask_ratio)
         late = max(0.0, 1 - as_steps(o.entropy_warmup, o.steps) / o.steps)  # share of steps with entropies
+        late /= o.entropy_every or 1
         return training + late * forward_flops(source.config, o.seq_len, decoded)
 
     def lr(self) -> float:
         """The learning rate of the coming step."""
         return learning_rate(self.step, self.o.steps, as_steps(self.o.warmup, self.o.steps), self.o.lr)
 
-    def forget(self):
+    def reset_sums(self):
         """Start the sums of a new stretch between two evaluations."""
         self.sums = torch.zeros(len(self.columns) + 1, device=self.device)
         self.counts = torch.zeros(len(self.vocab), device=self.device)  # how often each token id was masked
@@ -730,10 +747,10 @@ class Pretraining:
         """Evaluate, add a line to the log, warn if the masks collapse, save."""
         o, past, (loss, accuracy) = self.o, self.log, self.examine(self.model)
         means = self.means(loss)
-        ids, places, masked = (part[self.pieces()[0]] for part in self.last)
+        ids, places, masked = (part[self.shares()[0]] for part in self.last)
         with self.autocast():
             blank = masking.blank_entropy(self.model, ids, places, self.mask).gather(1, places)
-        entropy = (blank * masked).sum() / masked.sum()
+        entropy = (blank * masked).sum() / masked.sum().clamp_min(1)
         common = (self.counts.max() / self.counts.sum()).item()
         line = {"step": self.step, "tokens": self.step * o.batch_size * o.seq_len, **means}
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "masked_entropy": entropy.item()}
@@ -741,14 +758,21 @@ class Pretraining:
         line["distinct_ids"] = self.distinct.item() / (self.step - (past[-1]["step"] if past else 0))
         if o.reading == "memory":
             line["remembered_share"] = (self.remembered / self.counts.sum()).item()
-        line |= {"commonest_share": common, "lr": self.lr(), "seconds": round(self.seconds, 2), **self.beside}
+        line |= {
+            "commonest_share": common,
+            "lr": self.lr(),
+            "seconds": round(self.seconds, 2),
+            **self.extra_columns,
+        }
         self.log.append({**line, "tokens_per_second": round(speed)})
-        self.forget()
+        self.reset_sums()
         if self.rank == 0:
             where = "on the plateau" if line["on_plateau"] else f"{loss - self.floor:+.2f} from the floor"
             masks = f"entropy {entropy:.2f}, {line['distinct_ids']:.0f} ids a step, commonest {common:.1%}"
             score = f"held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}"
-            score += "".join(f", {name.replace('_', ' ')} {value:.3f}" for name, value in self.beside.items())
+            score += "".join(
+                f", {name.replace('_', ' ')} {value:.3f}" for name, value in self.extra_columns.items()
+            )
             tqdm.write(f"step {self.step:,}: {score}; masked {masks}")
             above = loss - min(line["held_out_loss"] for line in self.log)
             if above > 0.3 or common > 2.5 * self.unigram.max().item():
@@ -811,7 +835,7 @@ class Pretraining:
                 self.update()
                 bar.update()
                 evaluates = self.step % o.eval_every == 0 or self.step == o.steps
-                if evaluates or stop or self.step % 20 == 0:
+                if evaluates or stop or (self.step - first) % 20 == 0:
                     means = self.means()  # waits for the device
                     shown = {name: f"{value:.3f}" for name, value in means.items()}
                     seconds = time.perf_counter() - mark

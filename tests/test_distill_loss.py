@@ -40,21 +40,21 @@ def test_layers_are_taken_evenly_spaced(student, teacher, taken):
         assert same(layers[i], fresh.bert.encoder["layer"][i]), "layers beyond the teacher's keep their start"
 
 
-def test_embeddings_alone_leave_the_layers_as_they_were():
-    pupil, master, fresh = (
-        masked_lm(2, intermediate_size=64),
-        masked_lm(4),
-        masked_lm(2, intermediate_size=64),
-    )
+def test_embeddings_alone_leave_layers_and_positions_as_they_were():
+    small = {"intermediate_size": 64}
+    pupil, master, fresh = masked_lm(2, **small), masked_lm(4), masked_lm(2, **small)
     init_student(pupil, master, "embeddings")
-    assert same(pupil.bert.embeddings, master.bert.embeddings) and same(pupil.cls, master.cls)
-    assert same(pupil.bert.encoder, fresh.bert.encoder)
+    mine, theirs, own = (model.bert.embeddings for model in (pupil, master, fresh))
+    for name in ("word_embeddings", "token_type_embeddings", "LayerNorm"):
+        assert same(getattr(mine, name), getattr(theirs, name)), f"{name} should be the teacher's"
+    assert same(pupil.cls, master.cls) and same(pupil.bert.encoder, fresh.bert.encoder)
+    assert same(mine.position_embeddings, own.position_embeddings), "the first heads are built on them"
 
 
 def test_spare_positions_are_left_out_and_missing_ones_keep_their_start():
     long, short = masked_lm(1, max_position_embeddings=40), masked_lm(2, max_position_embeddings=24)
     before = long.bert.embeddings.position_embeddings.weight[24:].clone()
-    init_student(long, short, "embeddings")
+    init_student(long, short, "layers")
     after = long.bert.embeddings.position_embeddings.weight
     assert torch.equal(after[:24], short.bert.embeddings.position_embeddings.weight)
     assert torch.equal(after[24:], before)

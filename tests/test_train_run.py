@@ -59,7 +59,7 @@ def test_a_run_writes_a_folder_that_transformers_opens(train, tmp_path, capsys):
 
 
 CHOICES = [("--masking", "random"), ("--masking", "random", "--whole-word"), ("--reading", "visible")]
-CHOICES += [("--select", rule) for rule in RULES]
+CHOICES += [("--select", rule) for rule in RULES if rule != "random"]
 CHOICES += [("--reading", "memory"), ("--reading", "memory", "--entropy-every", 2, "--select", "high")]
 CHOICES += [("--random-share", 0.5), ("--whole-word",), ("--corruption", "100-0-0"), ("--mask-ratio", 0.4)]
 CHOICES += [
@@ -366,6 +366,7 @@ BAD = {
         ["--masking", "teacher", "--teacher", "x", "--reading", "memory"],
         "needs --masking self",
     ),
+    "entropies for nothing": (["--select", "random"], "say --masking random"),
     "refresh without memory": (
         ["--entropy-every", "2"],
         "--entropy-every has no effect with --reading blank",
