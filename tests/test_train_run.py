@@ -197,7 +197,7 @@ def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, reading)
 def test_memory_keeps_the_entropy_of_every_blank_and_chooses_by_it(train, monkeypatch):
     # The table by hand: a dictionary from (row, place) to the entropy of the last time [MASK] stood there.
     table, chosen, level = {}, [], [0.0]
-    loss, entropies = program.Pretraining.loss, program.Pretraining.entropies
+    loss, select = program.Pretraining.loss, program.masking.select_positions
 
     def recorded(self, ids, places, labels):
         result = loss(self, ids, places, labels)
@@ -216,19 +216,26 @@ def test_memory_keeps_the_entropy_of_every_blank_and_chooses_by_it(train, monkey
     def rows(self):
         return program.rows_of_step(self.o, self.step, self.row_count).tolist()
 
-    def asked(self, ids, index, candidates):
-        answer = entropies(self, ids, index, candidates)
+    def picked(rule, eligible, ratio, entropy=None, *others, **settings):
+        if entropy is not None:
+            chosen.append(entropy)
+        return select(rule, eligible, ratio, entropy, *others, **settings)
+
+    def checked(self, ids, index, rng, choose=program.Pretraining.choose):
         expected = [
             [table.get((row, place), level[0]) for place in range(ids.shape[1])] for row in rows(self)
         ]
-        chosen.append((answer - torch.tensor(expected)).abs().max().item())
-        return answer
+        count, selected = len(chosen), choose(self, ids, index, rng)
+        for entropy in chosen[count:]:
+            gap = (entropy - torch.tensor(expected)).abs().max().item()
+            assert gap < 0.01, f"{gap} nats: never a blank counts as the running mean; float16 keeps 3 digits"
+        return selected
 
     monkeypatch.setattr(program.Pretraining, "loss", recorded)
-    monkeypatch.setattr(program.Pretraining, "entropies", asked)
+    monkeypatch.setattr(program.Pretraining, "choose", checked)
+    monkeypatch.setattr(program.masking, "select_positions", picked)
     run = train("--reading", "memory", "--entropy-warmup", 4, "--max-tokens", 720, "--steps", 12)
     assert len(chosen) == 8, "random masks for 4 steps, then remembered ones"
-    assert max(chosen) < 0.01, "what was never a blank counts as the running mean; float16 keeps three digits"
     assert 0 < run.log[-1]["remembered_share"] <= 1
 
 
@@ -416,21 +423,16 @@ def test_an_output_folder_is_never_overwritten_and_resume_keeps_its_options(trai
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "out").items())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(train, tmp_path):
-    original = program.mlm_loss
-    calls = []
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(train, tmp_path, monkeypatch):
+    original = program.Pretraining.loss
 
-    def diverge(logits, labels):
-        loss, correct = original(logits, labels)
-        calls.append(1)
-        return (loss * float("nan") if len(calls) > 8 else loss), correct
+    def diverge(self, *batch):
+        loss, sums, entropy = original(self, *batch)
+        return (loss * float("nan"), sums * float("nan"), entropy) if self.step > 5 else (loss, sums, entropy)
 
-    program.mlm_loss = diverge
-    try:
-        with pytest.raises(SystemExit, match=r"not finite at step .*keeps step 4.*lower --lr"):
-            train("--masking", "random")
-    finally:
-        program.mlm_loss = original
+    monkeypatch.setattr(program.Pretraining, "loss", diverge)
+    with pytest.raises(SystemExit, match=r"not finite at step .*keeps step 4.*lower --lr"):
+        train("--masking", "random")
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out").values())
 
 
