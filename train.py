@@ -8,7 +8,9 @@ random state.
 
 import argparse
 import ast
+import contextlib
 import csv
+import ctypes
 import gzip
 import hashlib
 import io
@@ -362,11 +364,12 @@ class MaskedLoss(torch.autograd.Function):
         parts = (tensor.flatten(0, -2).split(rows) for tensor in (logits, gradient, labels[..., None]))
         for z, slope, label in zip(*parts, strict=True):
             counted, word = label != IGNORE, label.clamp_min(0)  # [rows, 1]
-            log_p = z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(-1)
-            target, highest = log_p.gather(-1, word), log_p.amax(-1, keepdim=True)
-            p = log_p.exp()
-            entropy = -torch.linalg.vecdot(p, log_p)[:, None]
-            pieces.append(torch.cat((-target * counted, (target >= highest) * counted, entropy), -1))
+            z = z.to(torch.promote_types(z.dtype, torch.float32))
+            z = z - z.amax(-1, keepdim=True)
+            p, target = z.softmax(-1), z.gather(-1, word)
+            log_sum = -p.amax(-1, keepdim=True).log()  # log p = z - log_sum, and z = 0 where p is largest
+            entropy = log_sum - torch.linalg.vecdot(p, z)[:, None]
+            pieces.append(torch.cat(((log_sum - target) * counted, (target >= 0) * counted, entropy), -1))
             slope.copy_(p.scatter_add_(-1, word, -torch.ones_like(target)).mul_(counted))
         table = torch.cat(pieces)
         (loss, right), entropy = table[:, :2].sum(0), table[:, 2].view(labels.shape)
@@ -418,6 +421,13 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in every version
         fast = device.type == "cpu" and probe()
     return device, getattr(torch, dtype if dtype != "auto" else "bfloat16" if fast else "float32")
+
+
+def keep_memory():
+    """On Linux: the C library keeps freed memory. Else large tensors are new, and cleared, in every step."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
+        for parameter, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 # ---- the run ----
@@ -847,6 +857,7 @@ def launch(kind, run_kind, description, argv=None):
     """A whole program: options, a new or a resumed run, its end, errors in one sentence."""
     given, program, run = parse_options(kind, description, argv), Path(sys.argv[0]).name, None
     out, state = Path(given.get("out", kind().out)), None
+    keep_memory()
     try:
         if given.get("resume"):
             state = read_checkpoint(out)
