@@ -27,7 +27,16 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import model as bert
-from train import flag, hardware_name, learning_rate, make_optimizer, option, parse_options, pick_hardware
+from train import (
+    flag,
+    hardware_name,
+    keep_memory,
+    learning_rate,
+    make_optimizer,
+    option,
+    parse_options,
+    pick_hardware,
+)
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
 MSR_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
@@ -739,6 +748,7 @@ def main(argv=None):
     """The program."""
     o = Options(**parse_options(Options, __doc__.splitlines()[0], argv))
     o.lr = o.lr or (1e-3 if o.freeze else 1e-4)
+    keep_memory()
     try:
         for name, least in {"epochs": 1, "batch_size": 1, "max_length": 8, "max_train": 0, "lr": 0}.items():
             if not getattr(o, name) >= least:

@@ -44,10 +44,9 @@ def prediction_entropy(logits: torch.Tensor) -> torch.Tensor:
     large logits then neither overflow nor cancel. A logit of -inf is a word that cannot be: it adds 0.
     """
     z = logits.float()
-    z = (z - z.amax(-1, keepdim=True)).clamp_min(torch.finfo(z.dtype).min)  # 0 * -inf would be NaN
-    weight = z.exp()
-    total = weight.sum(-1)
-    return (total.log() - (weight * z).sum(-1) / total).clamp_min(0)
+    z = (z - z.amax(-1, keepdim=True)).clamp_min_(torch.finfo(z.dtype).min)  # 0 * -inf would be NaN
+    p = z.softmax(-1)
+    return (-p.amax(-1).log() - torch.linalg.vecdot(p, z)).clamp_min(0)  # z = 0 where p is largest
 
 
 @contextmanager
@@ -70,8 +69,10 @@ def slice_size(device: torch.device) -> int:
 
 def _entropy_of(model, hidden, chunk):
     """Entropy at vectors [N, H] -> [N], `chunk` at a time: no more than [chunk, V] logits ever exist."""
-    chunk = chunk or max(1, slice_size(hidden.device) // model.config.vocab_size)
-    return torch.cat([prediction_entropy(model.cls["predictions"](part)) for part in hidden.split(chunk)])
+    rows = max(1, slice_size(hidden.device) // model.config.vocab_size)
+    chunks = hidden.split(chunk or 4 * rows)  # matrix products want more rows at once than a cache holds
+    logits = (piece for part in chunks for piece in model.cls["predictions"](part).split(rows))
+    return torch.cat([prediction_entropy(piece) for piece in logits])
 
 
 def sequence_entropy(

@@ -8,7 +8,9 @@ random state.
 
 import argparse
 import ast
+import contextlib
 import csv
+import ctypes
 import gzip
 import hashlib
 import io
@@ -421,11 +423,13 @@ class MaskedLoss(torch.autograd.Function):
         results = []  # of every slice: loss, right and entropy, [rows, 3]
         for z, slope, label in zip(*parts, strict=True):
             counted, word = label != IGNORE, label.clamp_min(0)  # [rows, 1]
-            # float32 at least: float64 stays
-            log_p = z.to(torch.promote_types(z.dtype, torch.float32)).log_softmax(-1)
-            loss, right = -log_p.gather(-1, word) * counted, z.argmax(-1, keepdim=True) == label
-            p = log_p.exp()
-            entropy = -torch.linalg.vecdot(p, log_p)[:, None]
+            z = z.to(torch.promote_types(z.dtype, torch.float32))  # at least: float64 stays
+            highest, guess = z.max(-1, keepdim=True)
+            z = z - highest
+            p = z.softmax(-1)
+            log_sum = -p.amax(-1, keepdim=True).log()  # log p = z - log_sum, and z = 0 where p is largest
+            loss, right = (log_sum - z.gather(-1, word)) * counted, guess == label
+            entropy = log_sum - torch.linalg.vecdot(p, z)[:, None]
             results.append(torch.cat((loss, right, entropy), -1))
             slope.copy_(p.scatter_add_(-1, word, -torch.ones_like(loss)).mul_(counted))
         loss, right, entropy = torch.cat(results).T
@@ -478,6 +482,13 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in every version
         fast = device.type == "cpu" and probe()
     return device, getattr(torch, dtype if dtype != "auto" else "bfloat16" if fast else "float32")
+
+
+def keep_memory():
+    """On Linux: the C library keeps freed memory. Else large tensors are new, and cleared, in every step."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
+        for parameter, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 # ---- the run ----
@@ -952,6 +963,7 @@ def launch(kind, run_kind, description, argv=None):
     """A whole program: options, a new or a resumed run, its end, errors in one sentence."""
     given, program, run = parse_options(kind, description, argv), Path(sys.argv[0]).name, None
     out, state, held = Path(given.get("out", kind().out)), None, None
+    keep_memory()
     try:
         if not given.get("resume"):
             out.mkdir(parents=True, exist_ok=True)

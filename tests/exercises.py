@@ -40,8 +40,9 @@ EXERCISES = (
         ("attention", "SelfAttention.forward"),
         10,
         "Give a key that may not be read the score -inf before the softmax. `self.fast` chooses "
-        "`F.scaled_dot_product_attention(q, k, v, attn_mask=..., dropout_p=...)`, otherwise your "
-        "`attention`; a module knows by `self.training` whether dropout is on.",
+        "`F.scaled_dot_product_attention(q, k, v, attn_mask=..., dropout_p=...)` (but in "
+        "bfloat16 on a CPU, where the other is faster), otherwise your `attention`; a module knows by "
+        "`self.training` whether dropout is on.",
         "Draw ten random keys and a query of D normal numbers each. How large is the largest of the ten "
         "weights for D = 4 and for D = 256, with and without the division by sqrt(D)? Which of the four "
         "could learn?",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import masking
 from masking import blank_entropy, sequence_entropy
 from model import BertConfig, BertForMaskedLM, init_normal
 
@@ -67,6 +68,13 @@ def test_reading_leaves_no_gradient_and_every_module_in_its_mode(model, reading)
 def test_reading_has_no_dropout(model):
     ids = torch.randint(5, 50, (2, 6))
     assert torch.equal(sequence_entropy(model, ids), sequence_entropy(model, ids)), "dropout must be off"
+
+
+def test_entropies_in_slices_of_slices_equal_those_in_one_piece(model, monkeypatch):
+    ids = torch.randint(5, 50, (4, 20))
+    whole = sequence_entropy(model, ids, chunk=1000)
+    monkeypatch.setattr(masking, "slice_size", lambda _: 3 * 50)  # entropies of 3 rows, logits of 12
+    assert torch.allclose(sequence_entropy(model, ids), whole, atol=1e-5)
 
 
 @pytest.mark.parametrize("reading", ["visible", "blank"])

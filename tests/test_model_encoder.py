@@ -9,6 +9,7 @@ from model import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    attention,
     init_normal,
     init_offset_heads,
 )
@@ -53,6 +54,20 @@ def test_fast_attention_equals_attention_by_hand(dtype, tolerance, padding):
         gradients.append(model.encoder["layer"][0].attention["self"].query.weight.grad)
     for one, other in (outputs, gradients):
         assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+def test_attention_by_hand_in_bfloat16_equals_torchs_own():
+    """On a CPU it takes the place of torch's, which is slower there."""
+    mask, results = padded_batch()[1].bool()[:2, None, None], []
+    for function in (attention, torch.nn.functional.scaled_dot_product_attention):
+        rng = torch.Generator().manual_seed(0)
+        q, k, v = (torch.randn(2, 2, mask.shape[-1], 8, generator=rng).bfloat16() for _ in range(3))
+        q, k, v = (tensor.requires_grad_() for tensor in (q, k, v))
+        out = function(q, k, v, mask)
+        out.float().square().sum().backward()
+        results.append((out, q.grad, k.grad, v.grad))
+    for one, other in zip(*results, strict=True):
+        assert (one - other).abs().max() <= 0.03 * other.abs().max()
 
 
 @pytest.mark.parametrize("fast", [True, False])
