@@ -455,9 +455,8 @@ def read_record(path: Path) -> dict:
             for task in arm.values()
             for seed, run in task.items()
         ]
-        good &= all(
-            seed.isdecimal() and all(-1 <= x <= 1 for x in run["scores"].values()) for seed, run in runs
-        )
+        good &= all(seed.isdecimal() and 0 <= run.get("seconds", 0) < 1e9 for seed, run in runs)
+        good &= all(-1 <= value <= 1 for _, run in runs for value in run["scores"].values())
     except (KeyError, TypeError, AttributeError):
         good = False
     if not good:

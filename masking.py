@@ -420,6 +420,8 @@ def main(argv=None):
         sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
     try:
         model, tokenizer = BertForMaskedLM.from_pretrained(options.model), load_tokenizer(options.model)
+        if tokenizer.get_vocab_size() > model.config.vocab_size:
+            raise ValueError(f"{options.model}: the tokenizer has more entries than the model's vocabulary")
         random = torch.Generator().manual_seed(options.seed)
         picture = read_sentence(model, tokenizer, options.text, options.reading, options.mask_ratio, random)
         limit = math.log(model.config.vocab_size)

@@ -78,7 +78,7 @@ def watch(last):  # die at event number `last`; an event is a moment at which fi
     train.tokenise, distill.Distillation.entropies_of_rows = tokenise_then, table_then
     return count
 
-for line in sys.stdin:
+while line := sys.stdin.readline():
     job = json.loads(line)
     sys.stdout.flush()
     child = os.fork()
@@ -107,6 +107,7 @@ for line in sys.stdin:
         print("EVENTS", count[0], flush=True)
         os._exit(status)
     print(child, flush=True)
+    sys.stdin.readline()  # until it is asked for, a run that ended keeps its number
     print(os.waitpid(child, 0)[1], flush=True)
 """
 
@@ -118,17 +119,23 @@ class Nursery:
         command, self.folder = [sys.executable, "-c", NURSERY, str(PROJECT)], folder
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-        self.process = subprocess.Popen(command, **pipes)
+        self.process, self.running = subprocess.Popen(command, **pipes), 0
 
     def start(self, name, argv, die_at=0, limit=0) -> int:
+        if self.running:  # of a test that failed
+            os.kill(self.running, signal.SIGKILL)
+            self.end()
         job = {"program": name, "argv": list(map(str, argv)), "die_at": die_at, "limit": limit}
         self.process.stdin.write(json.dumps(job | {"output": str(self.folder / "output")}) + "\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        self.running = int(self.process.stdout.readline())
+        return self.running
 
     def end(self):
         """(exit status, what was printed) of the run that was started last; the status is -9 if killed."""
-        status = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        status, self.running = os.waitstatus_to_exitcode(int(self.process.stdout.readline())), 0
         return status, (self.folder / "output").read_text(errors="replace")
 
     def run(self, name, argv, **settings):
@@ -146,6 +153,8 @@ class Nursery:
 def nursery(tmp_path_factory):
     nursery = Nursery(tmp_path_factory.mktemp("nursery"))
     yield nursery
+    if nursery.running:
+        os.kill(nursery.running, signal.SIGKILL)
     nursery.process.stdin.close()
     nursery.process.wait()
 
@@ -242,6 +251,14 @@ def bytes_lost(name, one, other) -> int:
     )
 
 
+def wait_for(path):
+    """Until a file is there."""
+    end = time.time() + 120
+    while not path.exists():
+        assert time.time() < end, f"{path} should have been written"
+        time.sleep(0.002)
+
+
 def go_on(nursery, name, commands, folder) -> str:
     """What a user does after a crash: the same command where nothing was saved yet, else --resume."""
     start, resume = commands(name, folder)
@@ -276,7 +293,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(name, how, nursery, commands, unb
         different = bytes_lost(name, whole, folder)
         assert not different, f"kill {i} {how} ({moments[i]}): {different} bytes differ from an unbroken run"
         lost += different
-    print(f"\n{name}: killed {killed} of {KILLS} times {how}, {killed} survived, bytes lost: {lost}")
+    print(
+        f"\n{name}: killed {killed} of {KILLS} times {how}, {killed} survived, bytes lost: {lost}", flush=True
+    )
     assert killed >= KILLS / 2, f"only {killed} of {KILLS} runs were killed before their end"
 
 
@@ -295,8 +314,7 @@ def test_a_second_run_in_the_same_folder_refuses_and_a_killed_one_leaves_no_lock
 ):
     start, resume = commands(name, tmp_path)
     child = nursery.start(name, start)
-    while not (tmp_path / "out" / ".lock").exists():
-        time.sleep(0.01)
+    wait_for(tmp_path / "out" / ".lock")
     os.kill(child, signal.SIGSTOP)  # it lives, and holds its folder
     arguments = [sys.executable, PROJECT / name, *start]
     second = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=120)
@@ -372,8 +390,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_goes_on(
     with mounted(tmp_path / "out", 64) as disk:
         start, resume = commands(name, tmp_path)
         child = nursery.start(name, start)
-        while not (disk / "log.csv").exists():
-            time.sleep(0.002)
+        wait_for(disk / "log.csv")
         os.kill(child, signal.SIGKILL)
         nursery.end()
         for room in (0, 10_000, 3_000_000):
@@ -395,8 +412,7 @@ def test_a_full_disk_does_not_cost_glue_its_results(nursery, commands, unbroken,
     with mounted(tmp_path / "out", 64) as disk:
         start, _ = commands("glue_eval.py", tmp_path)
         child = nursery.start("glue_eval.py", start)
-        while not (disk / "glue.json").exists():
-            time.sleep(0.002)
+        wait_for(disk / "glue.json")
         os.kill(child, signal.SIGKILL)
         nursery.end()
         before = (disk / "glue.json").read_text()
