@@ -185,8 +185,8 @@ class Distillation(train.Pretraining):
                     table[i : i + CHUNK] = self.entropies_of_rows(i, min(i + CHUNK, rows))
                     checks[i // CHUNK] = zlib.crc32(table[i : i + CHUNK])
                 table.flush()
-            cost = f"{passes} forward passes a row, {time.perf_counter() - start:.0f} s in this run"
-            print(f"teacher's entropies: {cost}; kept in {path}\n        saves one pass a row in every epoch")
+            cost = f"{passes} forward passes a row, {time.perf_counter() - start:.0f} s" if todo else "known"
+            print(f"entropy of the teacher: {cost}; {path} saves a pass a row in every epoch and run")
         if dist.is_initialized():
             dist.barrier()
         return np.memmap(path, np.float16, "r", **layout)
