@@ -136,7 +136,7 @@ class Distillation(train.Pretraining):
         super().__init__(o)
         self.table = self.teacher_entropies() if o.masking == "teacher" else None
         loss, accuracy = self.examine(self.teacher)
-        self.beside = {"teacher_loss": loss, "teacher_accuracy": accuracy}
+        self.extra_columns = {"teacher_loss": loss, "teacher_accuracy": accuracy}
         if self.rank == 0:
             size = sum(p.numel() for p in self.teacher.parameters())
             print(
