@@ -409,8 +409,10 @@ def test_unknown_values_are_refused_with_the_valid_ones_named(run):
 
 def test_teacher_with_another_vocabulary_is_refused(train, tmp_path, corpus):
     train(out="teacher")
+    other = tmp_path / "other.txt"
+    other.write_text(corpus.read_text().replace("a", "y"))
     with pytest.raises(SystemExit, match="another vocabulary"):
-        train("--masking", "teacher", "--teacher", tmp_path / "teacher", "--vocab-size", 250, out="student")
+        train("--masking", "teacher", "--teacher", tmp_path / "teacher", out="student", text=other)
 
 
 def test_an_output_folder_is_never_overwritten_and_resume_keeps_its_options(train, tmp_path):
