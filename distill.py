@@ -65,7 +65,8 @@ class Options(train.Options):
 def kd_loss(student_logits, teacher_logits, labels, temperature: float) -> torch.Tensor:
     """T^2 KL(p || q) = T^2 sum_v p_v (log p_v - log q_v), p = softmax(teacher / T), q = softmax(student / T).
 
-    logits [..., V], labels [...] with -100 where there is no loss; summed over the other positions, float32.
+    logits [..., V], labels [...] with -100 where there is no loss; summed over the other positions, in
+    float32 at least (float64 stays float64). A word to which the teacher gives p = 0 adds 0.
     The gradient at a student's logit is T (q_v - p_v), and q - p shrinks as 1 / T: T^2 keeps the size of the
     gradient about the same whatever T is (Hinton et al. 2015, section 2).
     """

@@ -92,7 +92,10 @@ def matthews_corrcoef(labels, predictions) -> float:
 
 
 def pearsonr(labels, predictions) -> float:
-    """sum (y - mean y) (p - mean p) / sqrt(sum (y - mean y)^2 sum (p - mean p)^2), from -1 to 1."""
+    """sum (y - mean y) (p - mean p) / sqrt(sum (y - mean y)^2 sum (p - mean p)^2), from -1 to 1.
+
+    A constant list gives 0 and a warning, even if its mean is rounded: test for it, or subtract y[0] first.
+    """
     y, p = (x - x[0] for x in as_pair(labels, predictions))  # makes a constant exactly 0 in spite of rounding
     y, p = y - y.mean(), p - p.mean()
     return ratio((y * p).sum(), math.sqrt((y**2).sum() * (p**2).sum()), "correlation")

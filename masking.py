@@ -119,7 +119,10 @@ def blank_entropy(
 
 
 def mask_budget(eligible: int, mask_ratio: float) -> int:
-    """k = min(|E|, max(1, round(mask_ratio |E|))), halves to even: how many of |E| positions a row masks."""
+    """k = min(|E|, max(1, round(mask_ratio |E|))), halves to even: how many of |E| positions a row masks.
+
+    Raises ValueError, with the words "mask ratio", unless 0 < mask_ratio <= 1 (NaN is not).
+    """
     if not 0 < mask_ratio <= 1:
         raise ValueError(f"mask ratio {mask_ratio} is not above 0 and at most 1")
     return min(eligible, max(1, round(mask_ratio * eligible)))
@@ -166,7 +169,10 @@ def rule_low(entropy, pool, temperature, generator):
 
 
 def rule_mid(entropy, pool, temperature, generator):
-    """The positions nearest the median entropy of the row's pool."""
+    """The positions nearest the median entropy of the row's pool: -|H - median|.
+
+    The median of an even number is the mean of the two in the middle (torch.median gives the lower).
+    """
     ordered, last = entropy.masked_fill(~pool, float("inf")).sort(-1).values, entropy.shape[-1] - 1
     count = pool.sum(-1, keepdim=True)
     low, high = (
@@ -177,7 +183,10 @@ def rule_mid(entropy, pool, temperature, generator):
 
 
 def rule_both(entropy, pool, temperature, generator):
-    """The most and the least uncertain, in turns: of k, half (rounded up) are high and the rest low."""
+    """The most and the least uncertain, in turns: of k, half (rounded up) are high and the rest low.
+
+    Highest, lowest, second highest, second lowest, ...: only positions of the pool have a rank.
+    """
     order = entropy.masked_fill(~pool, float("-inf")).sort(dim=-1, descending=True, stable=True).indices
     from_top = order.argsort(-1)  # 0 is the highest of the row's pool
     from_bottom = pool.sum(-1, keepdim=True) - 1 - from_top
@@ -188,7 +197,8 @@ def rule_sample(entropy, pool, temperature, generator):
     """Draws without replacement with probability proportional to H^(1/tau), tau = temperature.
 
     Gumbel top-k (Kool et al. 2019, arXiv 1903.06059): the k largest of log(H) / tau + Gumbel noise are such a
-    draw; -log of an exponential variate is Gumbel noise.
+    draw; -log of an exponential variate is Gumbel noise, made with `generator`. H = 0 has a finite score too:
+    -inf is for positions outside the pool.
     """
     gumbel = -torch.empty_like(entropy).exponential_(generator=generator).log()
     return entropy.clamp_min(1e-30).log() / temperature + gumbel
@@ -308,6 +318,8 @@ def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme=
     input_ids long [B, T], selected bool [B, T]. Of the selected, 80% become [MASK], 10% a random token that
     is not in special_ids, 10% stay: one uniform draw each, cut at .8 and .9. "100-0-0": all become [MASK].
     Returns (corrupted ids [B, T], labels [B, T]); labels hold the original id where selected, -100 elsewhere.
+    input_ids stay as they are; special_ids come in any order; all randomness is `generator`'s. Raises
+    ValueError with the schemes to choose from, "corruption 'x' is not one of 80-10-10, 100-0-0".
     """
     if scheme not in SCHEMES:
         raise ValueError(f"corruption {scheme!r} is not one of {', '.join(SCHEMES)}")

@@ -168,7 +168,7 @@ class BertLayer(nn.Module):
 
 
 class BertEmbeddings(nn.Module):
-    """LayerNorm(word + position + segment), then dropout. ids [B, T] -> [B, T, H]"""
+    """LayerNorm(word + position + segment), then dropout. ids [B, T] -> [B, T, H]; no segments: all 0."""
 
     def __init__(self, config: BertConfig):
         super().__init__()

@@ -396,7 +396,7 @@ def take_rows(ids: np.ndarray, index: np.ndarray, seq_len: int, cls: int, sep: i
 
 
 def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
-    """Sum over the masked tokens of -log p(token), p = softmax(logits), and how many were guessed right.
+    """-sum over the masked tokens of log p(token), p = softmax(logits), and how many of them are its argmax.
 
     logits [..., V], labels [...] with -100 where there is no loss. Returns two float32 scalars. The caller
     divides by the masked tokens of the whole step: a mean of means would weigh pieces of unequal size alike.
@@ -449,12 +449,16 @@ def as_steps(value: float, steps: int) -> int:
 
 
 def learning_rate(step: int, steps: int, warmup: int, highest: float) -> float:
-    """Linear from 0 to `highest` over the warm-up, then linear to 0 at `steps` (BERT, appendix A.2)."""
+    """highest min((s + 1) / warmup, (steps - s) / (steps - warmup)) at step s = 0, 1, ... (BERT, A.2).
+
+    Up, then down: the first step already learns, and 0 would be reached at step `steps`. Without a warm-up
+    it starts at the top; where all is warm-up it only rises.
+    """
     return highest * min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
 
 
 def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
-    """AdamW; matrices and embeddings decay, biases and LayerNorm do not."""
+    """AdamW; matrices and embeddings decay, biases and LayerNorm do not; frozen parameters are left out."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     decayed = {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay}
     others = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}

@@ -14,10 +14,16 @@ GUESSES = [1, 1, 1, 0, 1, 0, 0, 0, 0, 0]  # TP 3, FN 1, FP 1, TN 5
 
 def test_accuracy_is_the_share_of_right_answers():
     assert glue.accuracy(LABELS, GUESSES) == pytest.approx(8 / 10), "8 of 10 answers are right"
+    assert glue.accuracy([1, 0, 2, 1], [1.2, 0, 2, 1]) == pytest.approx(3 / 4), (
+        "1.2 is not 1: nothing is rounded before it is compared"
+    )
 
 
 def test_f1_is_not_precision():
-    assert glue.f1_score(LABELS, GUESSES) == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
+    got = glue.f1_score(LABELS, GUESSES)
+    assert got == pytest.approx(2 * 3 / (2 * 3 + 1 + 1)), (
+        f"TP 3, FN 1, FP 1: expected 2 TP / (2 TP + FP + FN) = 0.75, not {got:.4f}"
+    )
     # all ones: precision .4, recall 1, harmonic mean 2 * .4 / 1.4
     assert glue.f1_score(LABELS, [1] * 10) == pytest.approx(0.8 / 1.4), (
         "F1 that equals precision is a known bug"
@@ -39,11 +45,35 @@ def test_matthews_of_a_worked_example():
     )
 
 
+def test_matthews_of_three_classes():
+    # c 4 hits of N 6; labels y_k 2 2 2, guesses p_k 3 1 2: (4 6 - 12) / sqrt((36 - 14) (36 - 12))
+    got = glue.matthews_corrcoef([0, 0, 1, 1, 2, 2], [0, 0, 1, 2, 2, 0])
+    assert got == pytest.approx(12 / math.sqrt(22 * 24)), (
+        f"three classes, 4 hits of 6: expected 12 / sqrt(22 24) = 0.522, not {got:.3f}; the form with TP and "
+        "TN knows two classes alone"
+    )
+
+
+def test_matthews_counts_a_class_that_only_guesses_have():
+    # c 3 of N 4; y_k 2 2 0, p_k 1 2 1: (3 4 - 6) / sqrt((16 - 6) (16 - 8))
+    got = glue.matthews_corrcoef([0, 0, 1, 1], [0, 2, 1, 1])
+    assert got == pytest.approx(6 / math.sqrt(10 * 8)), (
+        f"class 2 is guessed once and is no label: expected 6 / sqrt(10 8) = 0.671, not {got:.3f}; the "
+        "classes are those of labels and guesses together"
+    )
+
+
 def test_spearman_gives_ties_their_average_rank():
     # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5
     got = glue.spearmanr([1, 2, 2, 3], [10, 20, 30, 40])
     assert got == pytest.approx(4.5 / math.sqrt(4.5 * 5)), (
         "the two 2s share rank 2.5, the mean of ranks 2 and 3"
+    )
+    # ranks 2, 2, 2, 4, 5 against 1, 2, 3, 4, 5: covariance 8, variances 8 and 10
+    got = glue.spearmanr([1, 1, 1, 2, 3], [10, 20, 30, 40, 50])
+    assert got == pytest.approx(8 / math.sqrt(8 * 10)), (
+        f"three 1s share rank 2, and what follows has ranks 4 and 5: 0.8944, not {got:.4f} (ranks 1 1 1 2 3 "
+        "or 3 3 3 4 5 give 0.8839, 1 1 1 4 5 give 0.8922, 1 2 3 4 5 give 1)"
     )
 
 
@@ -53,27 +83,50 @@ def test_spearman_sees_order_and_pearson_sees_distance():
     assert glue.pearsonr(x, [v**5 for v in x]) < 0.95, "a curve is no straight line"
 
 
+def test_pearson_of_a_worked_example():
+    # means 2 and 4, differences -1 0 1 and -1 -2 3: covariance 4, variances 2 and 14
+    got = glue.pearsonr([1, 2, 3], [3, 2, 7])
+    assert got == pytest.approx(4 / math.sqrt(2 * 14)), f"expected 4 / sqrt(2 14) = 0.756, not {got:.3f}"
+
+
+def with_warnings(metric, labels, guesses):
+    """What a metric returns, and what it warns of."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        return metric(labels, guesses), [str(warning.message) for warning in said]
+
+
 @pytest.mark.parametrize(
     "metric, labels, guesses",
     [
         (glue.matthews_corrcoef, [0, 1, 1, 0], [1, 1, 1, 1]),
         (glue.f1_score, [0, 0, 0], [0, 0, 0]),
-        (glue.pearsonr, [1.0, 2.0, 3.0], [2.7, 2.7, 2.7]),
+        (glue.pearsonr, [1.0, 2.0, 3.0], [2.5, 2.5, 2.5]),
         (glue.spearmanr, [1.0, 2.0, 3.0], [2.7, 2.7, 2.7]),
     ],
 )
 def test_a_degenerate_case_is_zero_and_said_aloud(metric, labels, guesses):
-    with pytest.warns(UserWarning, match="counts as 0"):
-        assert metric(labels, guesses) == 0
+    got, said = with_warnings(metric, labels, guesses)
+    assert got == 0, f"{metric.__name__} is 0 / 0 here: expected 0, not {got}"
+    assert any("counts as 0" in text for text in said), (
+        f"0 / 0 counts as 0 and a warning says so, which `ratio` does: the warnings were {said}"
+    )
 
 
 def test_a_constant_is_constant_in_spite_of_rounding():
-    constant = np.full(1999, np.float32(0.1))  # its mean is not exactly 0.1
-    with pytest.warns(UserWarning):
-        assert glue.pearsonr(np.random.default_rng(0).random(1999), constant) == 0
+    constant = [2.7, 2.7, 2.7]
+    assert np.mean(constant) != 2.7, "this test needs a mean that is rounded"
+    for lists in (([1, 2, 4], constant), (constant, [1, 2, 4])):
+        got, said = with_warnings(glue.pearsonr, *lists)
+        assert got == 0 and said, (
+            f"one list is 2.7 throughout: expected 0 and a warning, not {got} and {said}. Its mean is "
+            "rounded, so 2.7 - mean is not 0: test for a constant, or subtract the first element first"
+        )
 
 
-@pytest.mark.parametrize("metric", [glue.accuracy, glue.f1_score, glue.matthews_corrcoef, glue.pearsonr])
+@pytest.mark.parametrize(
+    "metric", [glue.accuracy, glue.f1_score, glue.matthews_corrcoef, glue.pearsonr, glue.spearmanr]
+)
 @pytest.mark.parametrize("labels, guesses", [([], []), ([1, 0], [1]), ([1, 0], [1, float("nan")])])
 def test_metrics_refuse_what_they_cannot_measure(metric, labels, guesses):
     with pytest.raises(ValueError, match="finite"):

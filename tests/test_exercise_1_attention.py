@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+import model
 from model import BertConfig, SelfAttention, attention
 
 
@@ -52,9 +54,21 @@ def test_what_stands_in_the_padding_does_not_matter():
     key[0, :, 3:], value[0, :, 3:] = 33.0, -77.0
     after = attention(query, key, value, mask)
     assert after.isfinite().all(), (
-        "NaN is a softmax over -inf alone: does it run over the keys, the last axis?"
+        "NaN is a softmax over -inf alone: is the mask inverted (True is a key to be read), or does the "
+        "softmax not run over the keys, the last axis?"
     )
-    assert torch.allclose(before, after), "padding was read: is the mask inverted? True is a key to be read"
+    assert torch.allclose(before, after), (
+        "padding was read: is the mask used, and before the softmax? After it, the rest does not sum to 1"
+    )
+
+
+def test_a_key_that_may_not_be_read_loses_to_every_other():
+    query, key = torch.ones(1, 1, 1, 1), torch.tensor([[[[-1e5], [-1e5], [0.0]]]])  # scores -1e5, -1e5, 0
+    got = attention(query, key, torch.tensor([[[[1.0], [3.0], [99.0]]]]), torch.tensor([True, True, False]))
+    assert got.item() == pytest.approx(2), (
+        f"values 1 and 3 may be read, 99 may not: expected their mean 2, not {got.item():.6g}. Scores can be "
+        "as low as any number: only -inf is below them all"
+    )
 
 
 def test_dropout_drops_weights_and_keeps_their_sum_on_average():
@@ -64,33 +78,76 @@ def test_dropout_drops_weights_and_keeps_their_sum_on_average():
     out = attention(query, key, ones, dropout=0.5)
     assert out.std() > 0.01, "with dropout some weights are 0, so the sum of the others varies"
     assert out.mean().item() == pytest.approx(1, abs=0.05), "what is kept is scaled by 1 / (1 - dropout)"
+    assert torch.allclose(out, out[..., :1].expand_as(out)), (
+        "the four numbers of a value are alike, so those of the mean are: a weight is dropped for all four. "
+        "Dropout belongs on the weights, not on the output"
+    )
 
 
-def heads(fast, dropout=0.0):
+def heads(fast, dropout=0.0, count=3):
     torch.manual_seed(0)
-    config = BertConfig(hidden_size=24, num_attention_heads=3, attention_probs_dropout_prob=dropout)
+    config = BertConfig(hidden_size=24, num_attention_heads=count, attention_probs_dropout_prob=dropout)
     config.fast_attention = fast
     return SelfAttention(config).double().eval()
 
 
-@pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize("padding", [False, True])
-def test_heads_side_by_side_equal_torchs_own(fast, padding):
-    ours, torchs = heads(fast), nn.MultiheadAttention(24, 3, batch_first=True).double().eval()
+def torchs_own(ours, x, real=None):
+    """What torch's multi-head attention with the same weights makes of x; real: bool [B, T], no padding."""
+    torchs = nn.MultiheadAttention(24, ours.heads, batch_first=True).double().eval()
     projections = (ours.query, ours.key, ours.value)
     with torch.no_grad():
         torchs.in_proj_weight.copy_(torch.cat([linear.weight for linear in projections]))
         torchs.in_proj_bias.copy_(torch.cat([linear.bias for linear in projections]))
         torchs.out_proj.weight.copy_(torch.eye(24))
         torchs.out_proj.bias.zero_()
-    x, mask = draw(2, 6, 24), torch.ones(2, 6, dtype=torch.bool)
-    mask[1, 4:] = False
-    expected = torchs(x, x, x, key_padding_mask=~mask if padding else None, need_weights=False)[0]
-    got = ours(x, mask[:, None, None, :] if padding else None)
-    assert got.shape == expected.shape, "[B, T, H] in, [B, T, H] out"
-    assert torch.allclose(got, expected), (
-        "head a owns the numbers a D to (a + 1) D of each vector: view [B, T, A, D], then swap T and A"
+    return torchs(x, x, x, key_padding_mask=None if real is None else ~real, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_one_head_is_attention_of_three_projections(fast):
+    ours, x = heads(fast, count=1), draw(2, 6, 24)
+    got = ours(x)
+    assert got.shape == x.shape, "[B, T, H] in, [B, T, H] out"
+    assert torch.allclose(got, torchs_own(ours, x)), (
+        f"one head, fast {fast}: expected attention(query(x), key(x), value(x)), in this order"
     )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_heads_side_by_side_equal_torchs_own(fast):
+    ours, x = heads(fast), draw(2, 6, 24)
+    assert torch.allclose(ours(x), torchs_own(ours, x)), (
+        f"three heads, fast {fast} (does one head pass its test?): head a owns the numbers a D to (a + 1) D "
+        "of each vector: view [B, T, A, D], then swap T and A; at the end swap back"
+    )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_heads_do_not_read_padding(fast):
+    ours, x, real = heads(fast), draw(2, 6, 24), torch.ones(2, 6, dtype=torch.bool)
+    real[1, 4:] = False
+    got, expected = ours(x, real[:, None, None, :]), torchs_own(ours, x, real)
+    assert torch.allclose(got[0], expected[0]), (
+        f"fast {fast}: a mask that allows all keys of row 0 changes nothing (is it right without any?)"
+    )
+    assert torch.allclose(got[1], expected[1]), (
+        f"fast {fast}: tokens 4 and 5 of row 1 are padding and were read: "
+        + ("attn_mask=mask" if fast else "give the mask to `attention`")
+    )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_fast_chooses_torchs_function_or_the_equation_by_hand(fast, monkeypatch):
+    called = []
+
+    def noted(function):
+        return lambda *given, **named: called.append(function.__name__) or function(*given, **named)
+
+    for place, name in ((model, "attention"), (F, "scaled_dot_product_attention")):
+        monkeypatch.setattr(place, name, noted(getattr(place, name)))
+    heads(fast)(draw(1, 6, 24))
+    wanted = "scaled_dot_product_attention" if fast else "attention"
+    assert called == [wanted], f"self.fast is {fast}: expected a call of {wanted} and no other, not {called}"
 
 
 @pytest.mark.parametrize("fast", [True, False])

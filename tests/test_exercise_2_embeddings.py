@@ -19,18 +19,23 @@ IDS = torch.tensor([[2, 7, 7, 9, 3], [2, 19, 0, 5, 3]])
 SEGMENTS = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 0, 1, 0]])
 
 
-def test_word_position_and_segment_are_added_and_normalised():
-    e = make()
+def by_hand(e, row, place, segment_id):
+    """LayerNorm(word + position + segment) of one token of IDS, as the equation reads."""
     tables = (e.word_embeddings, e.position_embeddings, e.token_type_embeddings)
     word, position, segment = (table.weight.detach().double() for table in tables)
+    x = word[IDS[row, place]] + position[place] + segment[segment_id]
+    centred = x - x.mean()
     gain, shift = e.LayerNorm.weight.detach().double(), e.LayerNorm.bias.detach().double()
+    return gain * centred / (centred**2).mean().sqrt() + shift
+
+
+def test_word_position_and_segment_are_added_and_normalised():
+    e = make()
     got = e(IDS, SEGMENTS)
     assert got.shape == (2, 5, 8), "ids [B, T] -> [B, T, H]"
     for row in range(2):
         for place in range(5):
-            x = word[IDS[row, place]] + position[place] + segment[SEGMENTS[row, place]]
-            centred = x - x.mean()
-            expected = gain * centred / (centred**2).mean().sqrt() + shift
+            expected = by_hand(e, row, place, SEGMENTS[row, place])
             assert torch.allclose(got[row, place].double(), expected, atol=1e-4), (
                 f"row {row}, place {place}: expected LayerNorm(word + position + segment)"
             )
@@ -47,11 +52,23 @@ def test_segments_default_to_the_first():
     e = make()
     assert torch.equal(e(IDS), e(IDS, torch.zeros_like(IDS))), "no token_type_ids: all are segment 0"
     assert not torch.allclose(e(IDS), e(IDS, torch.ones_like(IDS)), atol=1e-3), "segment 1 has its own vector"
+    for place in range(5):
+        assert torch.allclose(e(IDS)[0, place].double(), by_hand(e, 0, place, 0), atol=1e-4), (
+            f"place {place}: segment 0 has a vector like any other; it is added where nothing is given, too"
+        )
 
 
 def test_a_sequence_longer_than_the_positions_is_refused():
     with pytest.raises(ValueError, match="20 tokens is longer than the model's 16 positions"):
         make()(torch.zeros(1, 20, dtype=torch.long))
+
+
+def test_a_sequence_as_long_as_the_positions_is_read():
+    try:
+        shape = make()(torch.zeros(1, 16, dtype=torch.long)).shape
+    except ValueError as error:
+        pytest.fail(f"16 positions are enough for 16 tokens; only a longer sequence is refused, not: {error}")
+    assert shape == (1, 16, 8)
 
 
 def test_embedding_dropout_acts_in_training_alone():

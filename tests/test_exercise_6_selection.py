@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from masking import draw_candidates, mask_budget, select_positions
-
-
-def rows(seed=0, shape=(40, 30), share=0.8):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(shape, generator=rng) < share, torch.rand(shape, generator=rng) * 9
+from masking import RULES, draw_candidates, mask_budget, select_positions
 
 
 @pytest.mark.parametrize(
@@ -26,59 +21,182 @@ def test_budget_rounds_half_to_even_and_is_at_least_one(n, ratio, k):
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.5, float("nan")])
 def test_a_mask_ratio_out_of_range_is_refused(ratio):
-    with pytest.raises(ValueError, match="mask ratio"):
-        mask_budget(10, ratio)
+    try:
+        got = mask_budget(10, ratio)
+    except ValueError as error:
+        assert "mask ratio" in str(error), f'the message should say "mask ratio", not {str(error)!r}'
+    else:
+        pytest.fail(f"mask ratio {ratio} gave {got}; a ValueError is due unless it is above 0 and at most 1")
+
+
+# ---- each rule on a row of six ----
+
+ROW = [7.0, 1.5, 9.0, 2.0, 8.0, 4.0]  # entropies
+
+
+def picks(rule, entropy, k, pool=None):
+    """The k entropies that a rule gives the highest scores, sorted."""
+    entropy = torch.tensor([entropy])
+    pool = torch.ones_like(entropy, dtype=torch.bool) if pool is None else torch.tensor([pool])
+    score = RULES[rule](entropy, pool, 1.0, torch.Generator().manual_seed(0))
+    assert score.shape == entropy.shape, f"a rule gives every position a score, {tuple(entropy.shape)}"
+    best = score.masked_fill(~pool, -float("inf")).topk(k).indices
+    return sorted(entropy[0, best[0]].tolist())
+
+
+def test_high_takes_the_largest():
+    got = picks("high", ROW, 3)
+    assert got == [7, 8, 9], f"entropies {ROW}, k = 3: `high` takes 7, 8 and 9, not {got}"
+
+
+def test_low_takes_the_smallest():
+    got = picks("low", ROW, 3)
+    assert got == [1.5, 2, 4], f"entropies {ROW}, k = 3: `low` takes 1.5, 2 and 4, not {got}"
+
+
+def test_mid_takes_those_nearest_the_median():
+    got = picks("mid", ROW, 3)
+    assert got == [4, 7, 8], (
+        f"entropies {ROW}, k = 3: the median is 5.5, the mean of the two in the middle, 4 and 7; `mid` takes "
+        f"4, 7 and 8, not {got}. (torch.median says 4, the lower of the two: then 1.5, 2 and 4 are nearest)"
+    )
+
+
+@pytest.mark.parametrize("k, expected", [(1, [9]), (2, [1.5, 9]), (3, [1.5, 8, 9]), (4, [1.5, 2, 8, 9])])
+def test_both_takes_from_the_top_and_the_bottom_in_turns(k, expected):
+    got = picks("both", ROW, k)
+    assert got == expected, (
+        f"entropies {ROW}, k = {k}: `both` takes {expected}, not {got}; first the highest, then the lowest, "
+        "then the second highest and so on"
+    )
+
+
+@pytest.mark.parametrize("rule, expected", [("mid", [4, 7, 8]), ("both", [1.5, 8, 9])])
+@pytest.mark.parametrize("outside", [0.5, 99.0])
+def test_what_is_outside_the_pool_counts_for_nothing(rule, expected, outside):
+    entropy, pool = [outside, *ROW, outside + 0.1], [False, *[True] * 6, False]
+    got = picks(rule, entropy, 3, pool)
+    assert got == expected, (
+        f"entropies {entropy}, the first and the last not in the pool, k = 3: `{rule}` takes {expected}, not "
+        f"{got}; a position outside the pool neither moves the median nor takes up a rank"
+    )
+
+
+# ---- rules on many rows ----
+
+RATIOS = pytest.mark.parametrize("ratio", [0.15, 0.5, 1.0])
+POOLS = pytest.mark.parametrize("with_candidates", [False, True])
 
 
 def brute_force(rule, values, k):
-    """The indices a rule must pick from a list of distinct entropies."""
-    order = sorted(range(len(values)), key=lambda i: values[i])
+    """What a rule must pick from a list of distinct entropies, sorted."""
+    ordered = sorted(values)
     if rule == "low":
-        return set(order[:k])
+        return ordered[:k]
     if rule == "high":
-        return set(order[len(order) - k :])
+        return ordered[len(ordered) - k :]
     if rule == "both":
-        return set(order[: k // 2]) | set(order[len(order) - (k - k // 2) :])
+        return ordered[: k // 2] + ordered[len(ordered) - (k - k // 2) :]
     median = float(np.median(values))
-    return set(sorted(range(len(values)), key=lambda i: abs(values[i] - median))[:k])
+    return sorted(sorted(values, key=lambda value: abs(value - median))[:k])
 
 
-@pytest.mark.parametrize("rule", ["high", "low", "mid", "both"])
-@pytest.mark.parametrize("ratio", [0.15, 0.5, 1.0])
-@pytest.mark.parametrize("with_candidates", [False, True])
-def test_rules_equal_brute_force(rule, ratio, with_candidates):
-    eligible, entropy = rows(seed=1)
+def compare_with_brute_force(rule, ratio, with_candidates):
+    rng = torch.Generator().manual_seed(1)
+    eligible, entropy = torch.rand(40, 30, generator=rng) < 0.8, torch.rand(40, 30, generator=rng) * 9
     candidates = draw_candidates(eligible, ratio, 1.5) if with_candidates else eligible
     selected = select_positions(rule, eligible, ratio, entropy, candidates if with_candidates else None)
     for row in range(len(eligible)):
-        pool = candidates[row].nonzero()[:, 0].tolist()
-        k = mask_budget(int(eligible[row].sum()), ratio)
-        expected = {pool[i] for i in brute_force(rule, [entropy[row, p].item() for p in pool], k)}
-        assert set(selected[row].nonzero()[:, 0].tolist()) == expected, f"row {row}: rule {rule} with k = {k}"
+        pool, k = sorted(entropy[row, candidates[row]].tolist()), mask_budget(int(eligible[row].sum()), ratio)
+        got, expected = sorted(entropy[row, selected[row]].tolist()), brute_force(rule, pool, k)
+        pool_text, got_text, expected_text = (
+            " ".join(f"{value:.3f}" for value in values) for values in (pool, got, expected)
+        )
+        assert got == expected, (
+            f"row {row}, `{rule}`, k = {k} of a pool of {len(pool)}:\n"
+            f"  entropies of the pool  {pool_text}\n  expected  {expected_text}\n  taken     {got_text}"
+        )
+
+
+@RATIOS
+@POOLS
+@pytest.mark.parametrize("rule", ["high", "low"])
+def test_high_and_low_equal_brute_force(rule, ratio, with_candidates):
+    compare_with_brute_force(rule, ratio, with_candidates)
+
+
+@RATIOS
+@POOLS
+def test_mid_equals_brute_force(ratio, with_candidates):
+    compare_with_brute_force("mid", ratio, with_candidates)
+
+
+@RATIOS
+@POOLS
+def test_both_equals_brute_force(ratio, with_candidates):
+    compare_with_brute_force("both", ratio, with_candidates)
+
+
+# ---- the rule that draws ----
+
+
+def rates_of_two_draws(weight):
+    """How often each is among two that are drawn one after the other, in proportion to weight."""
+    rates = torch.zeros(len(weight))
+    for first, second in permutations(range(len(weight)), 2):
+        p = weight[first] / weight.sum() * weight[second] / (weight.sum() - weight[first])
+        rates[first] += p
+        rates[second] += p
+    return rates
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_sample_draws_without_replacement_in_proportion(temperature):
-    entropy = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    n, entropy, generator = 40000, torch.tensor([0.5, 1.0, 2.0, 4.0]), torch.Generator().manual_seed(0)
+    score = RULES["sample"](entropy.expand(n, 4), torch.ones(n, 4, dtype=torch.bool), temperature, generator)
+    rates = torch.zeros(n, 4).scatter(1, score.topk(2).indices, 1.0).mean(0)
     weight = entropy ** (1 / temperature)
-    expected = torch.zeros(4)  # probability that each is among the two drawn, one draw after the other
-    for first, second in permutations(range(4), 2):
-        p = weight[first] / weight.sum() * weight[second] / (weight.sum() - weight[first])
-        expected[first] += p
-        expected[second] += p
-    n, generator = 40000, torch.Generator().manual_seed(0)
-    selected = select_positions(
-        "sample", torch.ones(n, 4, dtype=torch.bool), 0.5, entropy.expand(n, 4), None, temperature, generator
-    )
-    rates = selected.float().mean(0)
+    expected = rates_of_two_draws(weight)
+    uniform = torch.rand(n, 4, dtype=torch.float64, generator=generator)
+    mirrored = (weight * -uniform.log()).topk(2).indices  # log(H) / tau + log of an exponential draw
+    mistakes = {
+        "of a draw by H^tau: divide by tau, do not multiply": rates_of_two_draws(entropy**temperature),
+        "of a draw by H: where is tau?": rates_of_two_draws(entropy),
+        "of a draw by e^(H / tau): take the log of H": rates_of_two_draws((entropy / temperature).exp()),
+        "of a draw by H^(-1/tau): the sign of log(H) is wrong": rates_of_two_draws(1 / weight),
+        "of noise with the wrong sign: Gumbel noise is MINUS the log of an exponential draw": torch.zeros(
+            n, 4
+        )
+        .scatter(1, mirrored, 1.0)
+        .mean(0),
+        "of a draw that does not look at H": torch.full((4,), 0.5),
+        "of no draw at all: the two highest": torch.tensor([0.0, 0.0, 1.0, 1.0]),
+    }
+    like = [name for name, others in mistakes.items() if torch.allclose(rates, others, atol=0.012)]
     assert torch.allclose(rates, expected, atol=0.012), (
-        f"entropies .5 1 2 4 at tau {temperature}: expected rates {expected.tolist()}, not {rates.tolist()}; "
-        "two draws in proportion to H^(1/tau), the second among those that are left"
+        f"entropies .5 1 2 4, two drawn at tau {temperature}: expected each at the rates "
+        f"{[round(r, 3) for r in expected.tolist()]}, those of draws in proportion to H^(1/tau), not "
+        f"{[round(r, 3) for r in rates.tolist()]}" + "".join(f"; these are the rates {name}" for name in like)
     )
 
 
 def test_sample_takes_certain_tokens_last():
     entropy = torch.tensor([0.0, 0.0, 0.1, 0.1]).expand(100, 4)
-    assert select_positions("sample", torch.ones(100, 4, dtype=torch.bool), 0.5, entropy)[:, 2:].all(), (
+    score = RULES["sample"](entropy, torch.ones(100, 4, dtype=torch.bool), 1.0, torch.Generator())
+    assert score.isfinite().all(), (
+        "log(0) is -inf, the score of positions outside the pool: inside, a score is finite, however low"
+    )
+    assert (score.topk(2).indices >= 2).all(), (
         "an entropy of 0 has weight 0: it is drawn only when nothing else is left"
     )
+
+
+def test_sample_draws_with_its_generator():
+    entropy, pool = torch.ones(20, 30), torch.ones(20, 30, dtype=torch.bool)
+    one, again, other = (
+        RULES["sample"](entropy, pool, 1.0, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, again), (
+        "the same seed gave two draws: pass generator=generator, or a run that is resumed masks other words"
+    )
+    assert not torch.equal(one, other), "two seeds gave the same draw"

@@ -12,7 +12,7 @@ def corrupted(scheme="80-10-10", shape=(500, 200)):
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(5, SIZE, shape, generator=rng)
     selected = torch.rand(shape, generator=rng) < 0.5
-    return ids, selected, *corrupt(ids, selected, MASK, SIZE, SPECIAL, scheme, rng)
+    return ids, selected, *corrupt(ids.clone(), selected.clone(), MASK, SIZE, SPECIAL, scheme, rng)
 
 
 def test_80_10_10():
@@ -35,6 +35,32 @@ def test_100_0_0_hides_every_selected_token():
     assert (new[selected] == MASK).all(), "100-0-0: nothing random, nothing unchanged"
 
 
+def test_the_input_stays_as_it_was():
+    ids, selected = torch.randint(5, SIZE, (20, 30)), torch.ones(20, 30, dtype=torch.bool)
+    before = ids.clone()
+    corrupt(ids, selected, MASK, SIZE, SPECIAL)
+    assert torch.equal(ids, before), (
+        "input_ids were changed in place: labels, and the caller, still need them; write into a copy"
+    )
+    assert selected.all(), "selected was changed in place"
+
+
+def test_the_random_numbers_come_from_the_generator():
+    ids, selected = torch.full((20, 30), 7), torch.ones(20, 30, dtype=torch.bool)
+    one, again, other = (
+        corrupt(ids.clone(), selected, MASK, SIZE, SPECIAL, generator=torch.Generator().manual_seed(seed))[0]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one == MASK, again == MASK), (
+        "the same seed put [MASK] at other places: give torch.rand generator=generator, or a run that "
+        "is resumed goes another way"
+    )
+    assert torch.equal(one, again), (
+        "the same seed gave other random tokens: torch.randint needs the generator too"
+    )
+    assert not torch.equal(one, other), "two seeds gave the same corruption"
+
+
 def test_nothing_but_the_selected_positions_changes():
     ids, selected, new, _ = corrupted()
     assert torch.equal(new[~selected], ids[~selected]), "a position that was never selected was replaced"
@@ -49,10 +75,12 @@ def test_labels_hold_the_original_where_selected_and_minus_100_elsewhere():
 def test_random_tokens_are_uniform_over_all_but_special_tokens():
     ids = torch.full((400, 500), 7)
     selected = torch.ones_like(ids, dtype=torch.bool)
-    special = [0, 3, 9, 19]
+    special = [9, 3, 19, 0]  # in any order
     new, _ = corrupt(ids, selected, 3, 20, special, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(new[(new != 3) & (new != 7)], minlength=20)
-    assert counts[special].sum() == 0, "a random token was a special one"
+    assert counts[special].sum() == 0, (
+        "a random token was a special one (stepping over special ids needs them in increasing order)"
+    )
     others = [i for i in range(20) if i not in (*special, 7)]
     rates = counts[others] / counts.sum()
     assert (rates - 1 / len(others)).abs().max() < 0.01, (
@@ -61,7 +89,7 @@ def test_random_tokens_are_uniform_over_all_but_special_tokens():
 
 
 def test_an_unknown_scheme_is_refused():
-    with pytest.raises(ValueError, match="'90-5-5' is not one of 80-10-10, 100-0-0"):
+    with pytest.raises(ValueError, match="corruption '90-5-5' is not one of 80-10-10, 100-0-0"):
         corrupted("90-5-5")
 
 
