@@ -43,9 +43,10 @@ EXERCISES = (
         "`F.scaled_dot_product_attention(q, k, v, attn_mask=..., dropout_p=...)` (but in "
         "bfloat16 on a CPU, where the other is faster), otherwise your `attention`; a module knows by "
         "`self.training` whether dropout is on.",
-        "Draw ten random keys and a query of D normal numbers each. How large is the largest of the ten "
-        "weights for D = 4 and for D = 256, with and without the division by sqrt(D)? Which of the four "
-        "could learn?",
+        "Draw ten random keys and a query of D normal numbers each. How large is the largest weight w of the "
+        "ten for D = 4 and for D = 256, with and without the division by sqrt(D)? Take the mean over 1,000 "
+        "draws, of w and of w (1 - w), by which the gradient of its score is multiplied: which of the four "
+        "could hardly learn?",
     ),
     Exercise(
         2,
@@ -54,7 +55,7 @@ EXERCISES = (
         ("BertEmbeddings.forward",),
         5,
         "A table of embeddings is a matrix: `weight[:length]` are the vectors of the first positions. A "
-        "sequence longer than that is a ValueError.",
+        "sequence longer than all there are is a ValueError. Segment 0 has a vector like any other.",
         "Swap two words of a sentence. If all position embeddings are 0, what happens to the encoder's "
         "output for the other words? Set `position_embeddings.weight` to 0 in a `BertModel` and look.",
     ),
@@ -63,7 +64,7 @@ EXERCISES = (
         "The layer",
         "model.py",
         ("AddNorm.forward", "BertLayer.forward"),
-        10,
+        5,
         "Both equations stand in the docstrings of the classes. The blocks of a layer are "
         '`self.attention["self"]`, `self.attention["output"]`, `self.intermediate["dense"]` and '
         "`self.output`.",
@@ -77,10 +78,13 @@ EXERCISES = (
         ("MaskedLMHead.__init__", "MaskedLMHead.forward"),
         10,
         "Checkpoints fix the names: `self.transform`, a ModuleDict of `dense` (Linear, H to H) and "
-        "`LayerNorm`; `self.decoder` (Linear, H to V) and `self.bias`. To tie is to assign: two names for "
-        "one parameter. `ACTIVATIONS[config.hidden_act]` is the activation.",
-        "How many parameters does the tiny model (width 128) with 8,192 word pieces save by tying, and "
-        "what share of the whole model is that? Compare with the line `model` of `python train.py`.",
+        "`LayerNorm` (with `eps=config.layer_norm_eps`); `self.decoder` (Linear, H to V, with a bias) and "
+        "`self.bias`. To tie is to assign, two names for one parameter: `self.bias` is `self.decoder.bias`, "
+        "and the decoder's weight is that of the word embeddings. `ACTIVATIONS[config.hidden_act]` is the "
+        "activation.",
+        "How many parameters does the tiny model (width 128) with 8,192 word pieces save by tying, and what "
+        "share is that of the model without tying? The line `model`, with which `python train.py` begins, "
+        "has the size with it.",
     ),
     Exercise(
         5,
@@ -98,10 +102,12 @@ EXERCISES = (
         "Selection",
         "masking.py",
         ("mask_budget", "rule_high", "rule_low", "rule_mid", "rule_both", "rule_sample"),
-        10,
-        "A rule gives scores [B, T]; `select_positions` takes the k highest. `rule_random` is there as a "
-        "model. For `rule_both` think of the order in which positions are taken; for `rule_sample` use "
-        "-log of an exponential draw, made with `generator`.",
+        20,
+        "The longest one: 60 to 90 minutes. A rule gives scores [B, T]; `select_positions` takes the k "
+        "highest. `rule_random` is there as a model. For `rule_both` rank the pool from above and from "
+        "below: `argsort` twice gives ranks (say `argsort(dim=-1, stable=True)`, since without `dim=` it is "
+        "a TypeError), and positions outside the pool must not take a rank. For `rule_sample` use -log of "
+        "an exponential draw, made with `generator`.",
         'Which words of "The cat sat on the mat, for it was tired." will a trained model be least sure of, '
         "and which would `low` hide? Train with `python train.py`, then let `python masking.py` show it.",
     ),
@@ -112,22 +118,25 @@ EXERCISES = (
         ("eligible_positions", "corrupt"),
         10,
         "One uniform number a token decides which of the three happens (`SCHEMES`). To draw among all "
-        "words but n special ones, draw among V - n and step over the special ones in increasing order.",
+        "words but n special ones, draw among V - n and step over the special ones in increasing order. "
+        "Work on copies.",
         "The held-out exam puts [MASK] in place of every hidden token. Which does better in it after 1,000 "
-        "steps, `--corruption 80-10-10` or `100-0-0`? And which would fine-tuning prefer, where no [MASK] "
-        "is ever seen?",
+        "steps, `--corruption 80-10-10` or `100-0-0`? To think about, not to run: which would fine-tuning "
+        "prefer, where no [MASK] is ever seen?",
     ),
     Exercise(
         8,
         "Loss",
         "train.py",
         ("mlm_loss",),
-        10,
+        5,
         "`gather` looks up the log-probability of each label; a label of -100 is no index. Return a sum, "
-        "since the caller knows how many tokens the whole step masks.",
-        "With 8,192 words, what is the loss of a model to which all words are equally likely? And of one "
-        "that knows word frequencies and nothing else? Look for both numbers in the output of `python "
-        "train.py`.",
+        "since the caller knows how many tokens the whole step masks. The held-out exam uses your function; "
+        "training uses `MaskedLoss` below it, the same loss with a gradient by hand, so look there "
+        "afterwards.",
+        "With 8,192 words, what is the loss of a model to which all words are equally likely? That you "
+        "compute. And of one that knows word frequencies and nothing else? Guess, then see the line `floor` "
+        "of `python train.py`. After how many steps is the held-out loss below it?",
     ),
     Exercise(
         9,
@@ -135,10 +144,12 @@ EXERCISES = (
         "train.py",
         ("learning_rate", "make_optimizer"),
         5,
-        "A smaller of two straight lines. `torch.optim.AdamW` takes groups of parameters with a "
-        "`weight_decay` each; matrices have two dimensions, biases and LayerNorm one.",
-        "Return `highest` at every step instead: is the held-out loss of `python train.py` better or worse "
-        "half way, and at the end? Write both guesses down before the run.",
+        "The smaller of two straight lines, of which either may be left without a step: do not divide by 0. "
+        "`torch.optim.AdamW` takes groups of parameters with a `weight_decay` each; matrices have two "
+        "dimensions, biases and LayerNorm one. A frozen parameter has `requires_grad` False.",
+        "Keep the warm-up, but hold `highest` after it: is the held-out loss of `python train.py` better or "
+        "worse half way, and at the end? Write both guesses down before the run, and put the schedule back "
+        "after it.",
     ),
     Exercise(
         10,
@@ -158,7 +169,7 @@ EXERCISES = (
         ("kd_loss",),
         10,
         "`log_softmax` of both, each divided by T first; `exp` of the teacher's is p. Sum where there is "
-        "a label, in float32 at least.",
+        "a label. `torch.promote_types(dtype, torch.float32)` is float32 at least.",
         "As T grows, what does the loss tend to with the factor T^2, and what without? Draw two rows of "
         "logits and try T = 1, 10, 100.",
     ),
@@ -171,11 +182,12 @@ def assignment() -> str:
     lines = [
         f"## Assignment: {len(EXERCISES)} exercises, {total} points",
         "",
-        "The functions below have lost their bodies: each raises NotImplementedError. Their docstrings say",
-        "what they compute, with equation and shapes. Write them. No other code needs a change, and no",
-        "exercise needs another, so the order is yours. A test that fails says what it expected (also with",
-        "which words bad input is refused), and pytest ends with your points: the share of an exercise's",
-        "tests that pass. When all do, `pytest` tries the whole program, `python train.py` trains your BERT.",
+        "The functions below have lost their bodies: each raises NotImplementedError. Their docstrings, or",
+        "those of their classes, say what they compute, with equation and shapes; what is refused, and what",
+        "becomes of special cases, stands in the tests. Write them. No other code needs a change, and no",
+        "exercise needs another, so the order is yours. A test that fails says what it expected, and pytest",
+        "ends with your points: the share of an exercise's tests that pass. When all do, `pytest` tries the",
+        "whole program, `python train.py` trains your BERT. Allow five to seven hours with the questions.",
         "Before all this: `pip install -r requirements.txt`.",
         "",
         "| | exercise | write | in | test with | points |",
@@ -186,10 +198,14 @@ def assignment() -> str:
         lines.append(f"| {e.number} | {e.title} | {functions} | `{e.file}` | `{e.command}` | {e.points} |")
     lines += [
         "",
-        "All of them: `pytest -k exercise`. The tests are in `tests/test_exercise_*.py`: read them.",
+        "All of them: `pytest -k exercise`. The tests are in `tests/test_exercise_*.py`: read them. To name",
+        f"the file, `pytest tests/{EXERCISES[0].tests}`, is quicker: `-k` looks through all files first.",
+        "",
+        "**Hints, and one question each: write your prediction down, then run.** Questions 6 to 9 train a",
+        "model, for which exercises 1 to 9 must be solved: `python train.py` takes about three minutes on",
+        "two cores, and 7 and 9 compare two runs (`--out` keeps them apart). The others take a few lines.",
         "",
     ]
-    lines += ["**Hints, and one question each: write your prediction down, then run.**", ""]
     for e in EXERCISES:
         lines += [f"- **{e.number}. {e.title}.** {e.hint}", f"  *Predict, then run:* {e.question}"]
     return "\n".join(lines) + "\n\n"

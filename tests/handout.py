@@ -29,7 +29,7 @@ FIND_THE_BUG = """\
 
 One thing is wrong in one of the five programs (`*.py`): a bug that projects really had.
 
-1. `pip install -r requirements.txt`, then `pytest`: all tests, about two minutes (`pytest -x` stops at
+1. `pip install -r requirements.txt`, then `pytest`: all tests, a few minutes (`pytest -x` stops at
    the first that fails). Read what a failing test expected.
 2. Find the line. Say what it computes, what it should compute, and which test told you.
 3. What would a training run with this bug look like? Would you have noticed without the test?

@@ -132,30 +132,34 @@ def test_the_command_of_the_sheet_selects_one_exercise():
 
 def test_points_are_the_share_of_tests_that_pass(copy, tmp_path):
     shutil.copytree(copy, tmp_path / "student")
-    some = {"rule_sample": "Exercise 6: Selection"}  # two of the five tests of exercise 6 need it
+    some = {"rule_sample": "Exercise 6: Selection"}  # three of the 13 tests of exercise 6 need it
     masking = handout.without_bodies(handout.read("masking.py"), some)
     (tmp_path / "student/masking.py").write_text(masking, encoding="utf-8")
     chosen = "exercise_5_ or exercise_6_ or exercise_8_"
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-k", chosen]
     printed = subprocess.run(command, cwd=tmp_path / "student", capture_output=True, text=True).stdout
     lines = [" ".join(line.split()) for line in printed.splitlines()]
-    assert "exercise 5 Entropy 10 of 10 points, 7 of 7 tests pass" in lines, printed
-    assert "exercise 6 Selection 6 of 10 points, 3 of 5 tests pass" in lines, printed
-    assert "exercise 8 Loss 0 of 10 points, 0 of 3 tests pass" in lines, printed
-    assert "total 16 of 30 points" in lines, printed
+    assert "exercise 5 Entropy 10 of 10 points, 10 of 10 tests pass" in lines, printed
+    assert "exercise 6 Selection 15 of 20 points, 10 of 13 tests pass" in lines, printed
+    assert "exercise 8 Loss 0 of 5 points, 0 of 10 tests pass" in lines, printed
+    assert "total 25 of 35 points" in lines, printed
 
 
 class Report:
     def __init__(self, test):
-        self.nodeid = f"tests/test_exercise_8_loss.py::{test}"
+        self.nodeid = f"tests/test_exercise_5_entropy.py::{test}"
 
 
 def test_a_test_with_one_failing_case_and_a_test_that_did_not_run_give_no_points():
     stats = {"passed": [Report("test_a[1]"), Report("test_b")], "failed": [Report("test_a[2]")]}
-    assert "3 of  10 points, 1 of 3 tests" in exercises.scoreboard(stats)[0]
+    assert "1 of  10 points, 1 of 10 tests" in exercises.scoreboard(stats)[0]
     stats = {"passed": [Report("test_a")], "skipped": [Report("test_b")]}
-    assert "5 of  10 points, 1 of 2 tests" in exercises.scoreboard(stats)[0], "a skipped test does not count"
+    assert "1 of  10 points, 1 of 9 tests" in exercises.scoreboard(stats)[0], "a skipped test does not count"
     assert exercises.scoreboard({"passed": []}) == []
+
+
+def test_all_exercises_make_100_points():
+    assert sum(e.points for e in EXERCISES) == 100
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
