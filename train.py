@@ -997,6 +997,8 @@ def launch(kind, run_kind, description, argv=None):
         run.run()
         if run.rank == 0:
             conclude(run)
+        if run.world > 1:
+            dist.barrier()  # nobody leaves while another one still writes
         return run
     except (OSError, ValueError) as error:
         sys.exit(f"{program}: {error}")
