@@ -296,15 +296,17 @@ def hostile_archive(content: bytes) -> bytes:
     return target.getvalue()
 
 
+def saved(value) -> bytes:
+    """What torch.save writes."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
 def weight_forms(path: Path):
     """Weights that are whole files, and wrong."""
     tensors, content = torch.load(path, weights_only=True), path.read_bytes()
     first = next(iter(tensors))
-
-    def saved(value):
-        file = io.BytesIO()
-        torch.save(value, file)
-        return file.getvalue()
 
     yield "hostile pickle", pickle.dumps(Hostile())
     yield "hostile archive", hostile_archive(content)
@@ -412,11 +414,6 @@ def test_a_tokenizer_larger_than_its_model_is_named(finished, corpus, glue_data,
 def checkpoint_forms(path: Path):
     """Checkpoints that are whole files, and wrong."""
     content, state = path.read_bytes(), torch.load(path, weights_only=True)
-
-    def saved(value):
-        file = io.BytesIO()
-        torch.save(value, file)
-        return file.getvalue()
 
     yield "hostile pickle", pickle.dumps(Hostile())
     yield "hostile archive", hostile_archive(content)
