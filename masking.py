@@ -294,6 +294,33 @@ def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
     return _word_sum(taken.long(), word) > 0
 
 
+@torch.no_grad()
+def weights_for_rates(ids, eligible, mask_ratio: float, rates, rounds: int = 50) -> torch.Tensor:
+    """Weights w [V] with which `sample` masks token v as often as rates [V] say, at places left to chance.
+
+    The control that tells "uncertain" from "rare": an entropy rule's rates, without its places. Gumbel top-k
+    is a race: i arrives after a time ~ Exp(w_i), and the first k are masked. Up to a time t that is about
+    P(i) = 1 - exp(-w_i t), with t such that the row's P add up to k; the rate of v is the mean of P over its
+    places in the rows ids [B, T]. Each round solves for every row's t, then scales every w_v by what its rate
+    lacks. What the rows do not hold keeps the weight of its own rate.
+    """
+    hazard = -torch.log1p(-rates.double().clamp(1e-6, 1 - 1e-6))  # of a race that ends at t = 1
+    weights, flat = hazard.clone(), ids[eligible]
+    seen = torch.zeros_like(weights).index_add_(0, flat, torch.ones_like(flat, dtype=weights.dtype))
+    k = torch.tensor([mask_budget(n, mask_ratio) for n in eligible.sum(-1).tolist()], device=ids.device)
+    for _ in range(rounds):
+        w = weights[ids] * eligible  # [B, T]
+        t = torch.zeros(len(ids), 1, device=ids.device, dtype=w.dtype)
+        for _ in range(12):  # Newton, from below: the sum of P is concave in t
+            rest = torch.exp(-w * t)
+            t = t + (k[:, None] - (1 - rest).sum(-1, keepdim=True)) / (w * rest).sum(-1, keepdim=True)
+        chance = -torch.expm1(-w * t)[eligible]
+        rate = torch.zeros_like(weights).index_add_(0, flat, chance) / seen.clamp_min(1)
+        reached = -torch.log1p(-rate.clamp(1e-6, 1 - 1e-6))
+        weights = torch.where(seen > 0, weights * hazard / reached, weights)
+    return weights.float()
+
+
 def as_places(selected, width: int) -> torch.Tensor:
     """bool [B, T] -> long [B, width]: where True, in order; rows with fewer get other places too."""
     return selected.byte().sort(dim=-1, descending=True, stable=True).indices[:, :width]

@@ -50,6 +50,8 @@ HELD_OUT = 0.02  # share of the documents
 EXAM_ROWS, EXAM_RATIO = 512, 0.15  # the shared held-out exam, whatever ratio a run trains with
 SEALED = ("train.ids", "held_out.ids", "tokenizer.json")  # a digest of these is kept with tokenised text
 STATE = ("step", "seconds", "log", "sums", "counts", "distinct", "remembered", "memory", "mean_entropy")
+STATE += ("seen", "masked", "word_weights")
+RATE_ROWS = 4096  # rows of the text on which --masking frequency is set up
 PLATEAU = 0.3  # nats below the unigram floor at which a run has left the plateau
 SENTENCES = ("The capital of France [MASK] Paris.", "The function [MASK] a list.", "It is one of the [MASK].")
 
@@ -87,7 +89,12 @@ class Options:
     steps: int = option(2000, "updates of the weights")
     lr: float = option(1e-3, "highest learning rate")
     warmup: float = option(0.05, "steps until it is reached (below 1: share of --steps); then linear to 0")
-    masking: str = option("self", "whose entropy chooses the masks", choices=["random", "self", "teacher"])
+    masking: str = option(
+        "self",
+        "whose entropy chooses the masks; frequency: nobody's, but each word as often as --like did",
+        choices=["random", "self", "teacher", "frequency"],
+    )
+    like: str = option("", "folder of the run whose masks --masking frequency imitates, word by word")
     reading: str = option(
         "blank",
         "entropy of tokens as seen, as hidden, or as remembered from when they were last masked (self only)",
@@ -125,7 +132,13 @@ class Options:
             (self.from_, "--from", ("vocab", "vocab_size", "size", "init")),
             (self.vocab, "--vocab", ("vocab_size",)),
             (self.masking == "random", "--masking random", (*by_entropy, "candidates", "entropy_every")),
+            (
+                self.masking == "frequency",
+                "--masking frequency",
+                (*by_entropy[:4], "candidates", "whole_word"),
+            ),
             (self.masking != "teacher", f"--masking {self.masking}", ("teacher",)),
+            (self.masking != "frequency", f"--masking {self.masking}", ("like",)),
             (not reads_blanks, f"--reading {self.reading}", ("candidates",)),
             (self.reading != "memory", f"--reading {self.reading}", ("entropy_every",)),
             (self.select != "sample", f"--select {self.select}", ("select_temperature",)),
@@ -141,6 +154,8 @@ class Options:
             raise ValueError("--select random reads entropies for nothing: say --masking random")
         if self.masking == "teacher" and not self.teacher:
             raise ValueError("--masking teacher needs --teacher FOLDER")
+        if self.masking == "frequency" and not self.like:
+            raise ValueError("--masking frequency needs --like FOLDER, a run whose masks it imitates")
         if self.reading == "memory" and self.masking != "self":
             raise ValueError("--reading memory remembers a model's own entropies: it needs --masking self")
         for name, (least, most) in self.limits.items():
@@ -495,6 +510,15 @@ def keep_memory():
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
+def write_table(path: Path, rows: list):
+    """Write rows {column: value} as CSV, whole or not at all."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    bert.atomic_write(path, lambda file: file.write(table.getvalue().encode()))
+
+
 # ---- the run ----
 
 
@@ -533,6 +557,9 @@ class Pretraining:
         size = (self.row_count, o.seq_len) if o.reading == "memory" else (0,)
         self.memory = torch.full(size, torch.nan, dtype=torch.float16, device=self.device)
         self.mean_entropy = torch.zeros((), device=self.device)  # running mean of the blanks' entropies, nats
+        # After --entropy-warmup: how often each token id was seen, and how often it was masked.
+        self.seen, self.masked = torch.zeros(2, len(pieces), dtype=torch.float64, device=self.device)
+        self.word_weights = self.imitate(o.like) if o.masking == "frequency" else torch.zeros(0)
         self.reset_sums()
         if o.compile:
             self.compile()
@@ -566,6 +593,26 @@ class Pretraining:
         if model.config.vocab_size < len(self.vocab):
             raise ValueError(f"{folder}: the tokenizer has more entries than the model's vocabulary")
         return model.to(self.device)
+
+    def imitate(self, folder) -> torch.Tensor:
+        """Weights [V] of token ids with which `sample` masks each as often as the run in a folder did."""
+        path, pieces = Path(folder) / "masked.csv", sorted(self.vocab, key=self.vocab.get)
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                rows = [(row["token"], int(row["seen"]), int(row["masked"])) for row in csv.DictReader(file)]
+        except (KeyError, TypeError, ValueError, csv.Error):
+            raise ValueError(
+                f"{path} is damaged: end that run with --resume, which writes it again"
+            ) from None
+        if [row[0] for row in rows] != pieces:
+            raise ValueError(f"{path} counts other word pieces than this run has; try --vocab {folder}")
+        seen, masked = torch.tensor([row[1:] for row in rows]).T
+        if not masked.any():
+            raise ValueError(f"{path} counts no masks yet: that run has not passed its --entropy-warmup")
+        rates = (masked + self.o.mask_ratio) / (seen + 1)  # what was never seen is masked like the average
+        index = np.linspace(0, self.row_count - 1, min(self.row_count, RATE_ROWS)).astype(int)
+        ids = take_rows(self.train_ids, index, self.o.seq_len, self.cls, self.sep)
+        return masking.weights_for_rates(ids, self.eligible(ids), self.o.mask_ratio, rates).to(self.device)
 
     def compile(self):
         """torch.compile for encoder and head in place, tried on one piece; falls back and says why."""
@@ -628,6 +675,10 @@ class Pretraining:
         words = ~self.continues[ids] if o.whole_word else None
         if o.masking == "random" or self.step < as_steps(o.entropy_warmup, o.steps):
             return masking.select_positions("random", eligible, o.mask_ratio, generator=rng, word_start=words)
+        if o.masking == "frequency":
+            return masking.select_positions(
+                "sample", eligible, o.mask_ratio, self.word_weights[ids], generator=rng
+            )
         epoch = self.step * o.batch_size // self.row_count
         known = None
         if o.reading == "memory" and not (o.entropy_every and epoch % o.entropy_every == 0):
@@ -705,6 +756,9 @@ class Pretraining:
         )
         self.counts += counts
         self.distinct += (counts > 0).sum()
+        if self.step >= as_steps(o.entropy_warmup, o.steps):
+            self.seen.index_add_(0, ids.flatten(), self.eligible(ids).flatten().double())
+            self.masked += counts
         if o.reading == "memory":
             blank = masked * (corrupted.gather(1, places) == self.mask)  # 1 where [MASK] was read
             self.remember(self.send(torch.from_numpy(index)), places, read, blank)
@@ -722,7 +776,7 @@ class Pretraining:
     def work(self) -> float:
         """Operations a trained token, on average over the run; a backward pass costs two forward passes."""
         o, training = self.o, 3 * forward_flops(self.model.config, self.o.seq_len, self.o.mask_ratio)
-        if o.masking == "random" or (o.reading == "memory" and not o.entropy_every):
+        if o.masking in ("random", "frequency") or (o.reading == "memory" and not o.entropy_every):
             return training
         source = self.teacher if o.masking == "teacher" else self.model
         decoded = 1.0 if o.reading == "visible" else min(1.0, o.candidates * o.mask_ratio)
@@ -797,8 +851,8 @@ class Pretraining:
             self.save()
 
     def save(self):
-        """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), the model folder and log.csv."""
-        out, table = Path(self.o.out), io.StringIO()
+        """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), model folder, log, counts."""
+        out = Path(self.o.out)
         state = {name: getattr(self, name) for name in STATE}
         state |= {"options": asdict(self.o), "key": self.facts["key"]}
         state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -807,10 +861,10 @@ class Pretraining:
             os.replace(out / "checkpoint.pt", out / "checkpoint.previous.pt")
         os.replace(out / "checkpoint.new", out / "checkpoint.pt")
         self.model.save_pretrained(out, self.tokenizer)
-        writer = csv.DictWriter(table, self.log[0] if self.log else ["step"])
-        writer.writeheader()
-        writer.writerows(self.log)
-        bert.atomic_write(out / "log.csv", lambda file: file.write(table.getvalue().encode()))
+        write_table(out / "log.csv", self.log or [{"step": self.step}])
+        counts = zip(self.seen.long().tolist(), self.masked.long().tolist(), strict=True)
+        pieces = zip(sorted(self.vocab, key=self.vocab.get), counts, strict=True)
+        write_table(out / "masked.csv", [{"token": t, "seen": n, "masked": m} for t, (n, m) in pieces])
 
     def load(self, state: dict):
         """Take up the run where a checkpoint left it."""
@@ -911,7 +965,9 @@ def describe(run: Pretraining):
     work, epochs = run.work() / 1e6, o.steps * o.batch_size / run.row_count
     source = ", ".join(o.corpus) or "documentation on this machine"
     masks = f"{o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens a row, {o.corruption}"
-    if o.masking != "random":
+    if o.masking == "frequency":
+        masks += f", like {o.like} after {as_steps(o.entropy_warmup, o.steps):,} random steps"
+    elif o.masking != "random":
         first = as_steps(o.entropy_warmup, o.steps)
         masks += f", {o.select} of {o.reading} entropy after {first:,} random steps"
     print(f"""\
