@@ -1,0 +1,165 @@
+"""The README's tables of the experiment: `python tests/results.py` (by hand; no test).
+
+`--collect runs` first reads finished runs: folders named ARM-SEED as train.py and distill.py leave them, and
+what glue_eval.py wrote to ARM-SEED-glue. Their figures become small files in tests/results, each with the
+command that made it; the tables are computed from these files alone.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import train  # noqa: E402
+from glue_eval import markdown, welch  # noqa: E402
+from model import BertConfig  # noqa: E402
+
+FILES = PROJECT / "tests/results"
+CURVE = ("step", "seconds", "held_out_loss", "held_out_accuracy", "on_plateau", "distinct_ids")
+CURVE += ("commonest_share", "remembered_share")
+ARMS = {
+    "random": "random",
+    "frequency": "frequency-matched to blank-high",
+    "blank-high": "self, blank, high",
+    "blank-sample": "self, blank, sample (default)",
+    "memory": "self, memory, sample",
+    "blank-high-short": "self, blank, high, in the time of random",
+    "kd-random": "random, with distillation",
+    "kd-blank-high": "self, blank, high, with distillation",
+}
+
+
+def operations(folder: Path, options: dict, distilled: bool) -> float:
+    """Multiplications and additions a token of a finished run, on average over its steps."""
+    names = {f.name for f in train.fields(train.Options)}
+    config = SimpleNamespace(config=BertConfig.from_folder(folder))
+    o = train.Options(**{name: value for name, value in options.items() if name in names})
+    work = train.Pretraining.work(SimpleNamespace(o=o, model=config, teacher=config))
+    if distilled:
+        work += train.forward_flops(BertConfig.from_folder(options["teacher"]), o.seq_len, o.mask_ratio)
+    return work
+
+
+def collect(runs: Path):
+    """Write runs.csv, curves.csv and glue.csv from the folders in `runs`."""
+    summary, curves, glue = [], [], []
+    for folder in sorted(path.parent for path in runs.glob("*/args.json")):
+        record = json.loads((folder / "args.json").read_text())
+        with open(folder / "log.csv", newline="") as file:
+            log = list(csv.DictReader(file))
+        if record["options"]["steps"] != int(log[-1]["step"]) and "collapse" not in folder.name:
+            print(f"{folder} is not finished: left out")
+            continue
+        left = next((line for line in log if line["on_plateau"] == "0"), {})
+        line = {"run": folder.name, "floor": f"{record['unigram_floor']:.4f}"}
+        line |= {"held_out_loss": f"{float(log[-1]['held_out_loss']):.4f}"}
+        line |= {"held_out_accuracy": f"{float(log[-1]['held_out_accuracy']):.4f}"}
+        line |= {"left_plateau_step": left.get("step", "never"), "seconds": log[-1]["seconds"]}
+        distilled = "kd_alpha" in record["options"]
+        line["mflop_a_token"] = f"{operations(folder, record['options'], distilled) / 1e6:.2f}"
+        shares = [float(row["remembered_share"]) for row in log if row.get("remembered_share")]
+        shares = [share for share in shares if share > 0]
+        line["remembered_share"] = f"{np.mean(shares):.3f}" if shares else ""
+        summary.append(line | {"commit": record["git_commit"][:7], "command": f"python {record['command']}"})
+        for row in log:
+            curves.append({"run": folder.name, **{name: row.get(name, "")[:7] for name in CURVE}})
+        for path in sorted(runs.glob(f"{folder.name}-glue*/glue.json")):
+            for arm, tasks in json.loads(path.read_text())["results"].items():
+                for task, seeds in tasks.items():
+                    for seed, result in seeds.items():
+                        for metric, score in result["scores"].items():
+                            facts = {"run": folder.name, "start": arm, "task": task, "metric": metric}
+                            facts |= {"seed": seed, "score": f"{score:.4f}"}
+                            glue.append(facts | {"train_rows": result["train_rows"]})
+    for name, rows in (("runs", summary), ("curves", curves), ("glue", glue)):
+        if rows:
+            train.write_table(FILES / f"{name}.csv", rows)
+
+
+def read(name: str) -> list:
+    """The rows of a file in tests/results."""
+    with open(FILES / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def by_arm(rows) -> dict:
+    """{arm: rows}, of the arms that are known, in their order."""
+    arms = {}
+    for row in rows:
+        arms.setdefault(row["run"].rpartition("-")[0], []).append(row)
+    return {arm: arms[arm] for arm in ARMS if arm in arms}
+
+
+def spread(values, digits: int) -> str:
+    """Mean and, from two values on, the sample's standard deviation."""
+    deviation = f" ({np.std(values, ddof=1):.{digits}f})" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def against(base, values, digits: int) -> str:
+    """Difference of two means, and what Welch's t-test says of it at 5%."""
+    test = welch(base, values)
+    gap = f"{np.mean(values) - np.mean(base):+.{digits}f}"
+    return f"{gap}, p = {test[2]:.3f}" + ": no difference found" * (test[2] >= 0.05) if test else gap
+
+
+def pretraining_table() -> str:
+    """Held-out loss and cost of every arm, against random masks."""
+    table = [
+        ["masks", "seeds", "held-out loss", "accuracy", "against random", "MFLOP a token", "plateau left by"]
+    ]
+    arms = by_arm(read("runs"))
+    loss = {arm: [float(row["held_out_loss"]) for row in rows] for arm, rows in arms.items()}
+    for arm, rows in arms.items():
+        accuracy = [float(row["held_out_accuracy"]) for row in rows]
+        left = sorted({row["left_plateau_step"] for row in rows}, key=lambda step: (len(step), step))
+        cells = [ARMS[arm], str(len(rows)), spread(loss[arm], 3), spread(accuracy, 3)]
+        cells.append(against(loss["random"], loss[arm], 3) if arm != "random" else "")
+        table.append(
+            [*cells, f"{np.mean([float(r['mflop_a_token']) for r in rows]):.1f}", f"step {left[-1]}"]
+        )
+    return markdown(table)
+
+
+def glue_table() -> str:
+    """Fine-tuning scores in percent: a column a task, metrics and fine-tuning seeds averaged within a run."""
+    runs = {}
+    for row in read("glue"):
+        arm = "from scratch" if row["start"] == "from scratch" else row["run"].rpartition("-")[0]
+        tasks = runs.setdefault(arm, {}).setdefault(row["run"], {})
+        tasks.setdefault(row["task"], []).append(100 * float(row["score"]))
+    names = sorted(set.intersection(*(set(tasks) for arm in runs.values() for tasks in arm.values())))
+    table = [["start", "runs", *names, "average", "average against random"]]
+    averages = {}
+    for arm in ("from scratch", *ARMS):
+        if arm not in runs:
+            continue
+        scores = [[np.mean(tasks[name]) for name in names] for tasks in runs[arm].values()]
+        averages[arm] = [np.mean(row) for row in scores]
+        cells = [spread(column, 1) for column in [*zip(*scores, strict=True), averages[arm]]]
+        table.append([ARMS.get(arm, arm), str(len(scores)), *cells, ""])
+        if arm not in ("from scratch", "random"):
+            table[-1][-1] = against(averages["random"], averages[arm], 1)
+    table[1][-1] = against(averages["random"], averages["from scratch"], 1)
+    return markdown(table)
+
+
+def main():
+    """The program."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--collect", metavar="FOLDER", type=Path, help="first read the finished runs in it")
+    options = parser.parse_args()
+    if options.collect:
+        collect(options.collect)
+    print(f"{pretraining_table()}\n\n{glue_table()}")
+
+
+if __name__ == "__main__":
+    main()
