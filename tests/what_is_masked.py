@@ -1,4 +1,4 @@
-"""Which tokens each rule hides, for some checkpoints: `python tests/what_is_masked.py --help` (by hand, no test).
+"""Which tokens each rule hides, as trained checkpoints see it: `python tests/what_is_masked.py --help`.
 
 Rows of a text are read as in training: for `blank`, 2k random candidates of a row are hidden together; for
 `visible`, the row is read as it is. Prints, in Markdown: the kinds of token that each rule masks, how entropy
