@@ -1,4 +1,4 @@
-"""The README's tables of the experiment: `python tests/results.py` (by hand; no test).
+"""The README's tables of the experiment: `python tests/experiment.py` (by hand; no test).
 
 `--collect runs` first reads finished runs: folders named ARM-SEED as train.py and distill.py leave them, and
 what glue_eval.py wrote to ARM-SEED-glue. Their figures become small files in tests/results, each with the
@@ -30,9 +30,7 @@ ARMS = {
     "blank-high": "self, blank, high",
     "blank-sample": "self, blank, sample (default)",
     "memory": "self, memory, sample",
-    "blank-high-short": "self, blank, high, in the time of random",
     "kd-random": "random, with distillation",
-    "kd-blank-high": "self, blank, high, with distillation",
 }
 
 
@@ -48,14 +46,16 @@ def operations(folder: Path, options: dict, distilled: bool) -> float:
 
 
 def collect(runs: Path):
-    """Write runs.csv, curves.csv and glue.csv from the folders in `runs`."""
+    """Write runs.csv, curves.csv (of stopped runs too) and glue.csv from the folders in `runs`."""
     summary, curves, glue = [], [], []
     for folder in sorted(path.parent for path in runs.glob("*/args.json")):
         record = json.loads((folder / "args.json").read_text())
         with open(folder / "log.csv", newline="") as file:
             log = list(csv.DictReader(file))
-        if record["options"]["steps"] != int(log[-1]["step"]) and "collapse" not in folder.name:
-            print(f"{folder} is not finished: left out")
+        for row in log:
+            curves.append({"run": folder.name, **{name: row.get(name, "")[:7] for name in CURVE}})
+        if record["options"]["steps"] != int(log[-1]["step"]):
+            print(f"{folder} was stopped at step {log[-1]['step']}: a curve, no row in the tables")
             continue
         left = next((line for line in log if line["on_plateau"] == "0"), {})
         line = {"run": folder.name, "floor": f"{record['unigram_floor']:.4f}"}
@@ -68,8 +68,6 @@ def collect(runs: Path):
         shares = [share for share in shares if share > 0]
         line["remembered_share"] = f"{np.mean(shares):.3f}" if shares else ""
         summary.append(line | {"commit": record["git_commit"][:7], "command": f"python {record['command']}"})
-        for row in log:
-            curves.append({"run": folder.name, **{name: row.get(name, "")[:7] for name in CURVE}})
         for path in sorted(runs.glob(f"{folder.name}-glue*/glue.json")):
             for arm, tasks in json.loads(path.read_text())["results"].items():
                 for task, seeds in tasks.items():
