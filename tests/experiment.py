@@ -87,6 +87,11 @@ def read(name: str) -> list:
         return list(csv.DictReader(file))
 
 
+def seed_of(row: dict) -> str:
+    """The seed at the end of a run's name."""
+    return row["run"].rpartition("-")[2]
+
+
 def by_arm(rows) -> dict:
     """{arm: rows}, of the arms that are known, in their order."""
     arms = {}
@@ -101,11 +106,13 @@ def spread(values, digits: int) -> str:
     return f"{np.mean(values):.{digits}f}{deviation}"
 
 
-def against(base, values, digits: int) -> str:
-    """Difference of two means, and what Welch's t-test says of it at 5%."""
-    test = welch(base, values)
-    gap = f"{np.mean(values) - np.mean(base):+.{digits}f}"
-    return f"{gap}, p = {test[2]:.3f}" + ": no difference found" * (test[2] >= 0.05) if test else gap
+def against(base: dict, arm: dict, digits: int) -> str:
+    """Difference of two arms {seed: value}: mean (deviation over shared seeds), and Welch's t-test at 5%."""
+    gaps = [arm[seed] - base[seed] for seed in arm if seed in base]
+    deviation = f" ({np.std(gaps, ddof=1):.{digits}f})" if len(gaps) > 1 else ""
+    test = welch(list(base.values()), list(arm.values()))
+    verdict = f", p = {test[2]:.3f}" + ": no difference found" * (test[2] >= 0.05) if test else ""
+    return f"{np.mean(gaps):+.{digits}f}{deviation}{verdict}"
 
 
 def pretraining_table() -> str:
@@ -114,11 +121,11 @@ def pretraining_table() -> str:
         ["masks", "seeds", "held-out loss", "accuracy", "against random", "MFLOP a token", "plateau left by"]
     ]
     arms = by_arm(read("runs"))
-    loss = {arm: [float(row["held_out_loss"]) for row in rows] for arm, rows in arms.items()}
+    loss = {arm: {seed_of(row): float(row["held_out_loss"]) for row in rows} for arm, rows in arms.items()}
     for arm, rows in arms.items():
         accuracy = [float(row["held_out_accuracy"]) for row in rows]
         left = sorted({row["left_plateau_step"] for row in rows}, key=lambda step: (len(step), step))
-        cells = [ARMS[arm], str(len(rows)), spread(loss[arm], 3), spread(accuracy, 3)]
+        cells = [ARMS[arm], str(len(rows)), spread(list(loss[arm].values()), 3), spread(accuracy, 3)]
         cells.append(against(loss["random"], loss[arm], 3) if arm != "random" else "")
         table.append(
             [*cells, f"{np.mean([float(r['mflop_a_token']) for r in rows]):.1f}", f"step {left[-1]}"]
@@ -131,7 +138,7 @@ def glue_table() -> str:
     runs = {}
     for row in read("glue"):
         arm = "from scratch" if row["start"] == "from scratch" else row["run"].rpartition("-")[0]
-        tasks = runs.setdefault(arm, {}).setdefault(row["run"], {})
+        tasks = runs.setdefault(arm, {}).setdefault(seed_of(row), {})
         tasks.setdefault(row["task"], []).append(100 * float(row["score"]))
     names = sorted(set.intersection(*(set(tasks) for arm in runs.values() for tasks in arm.values())))
     table = [["start", "runs", *names, "average", "average against random"]]
@@ -140,8 +147,8 @@ def glue_table() -> str:
         if arm not in runs:
             continue
         scores = [[np.mean(tasks[name]) for name in names] for tasks in runs[arm].values()]
-        averages[arm] = [np.mean(row) for row in scores]
-        cells = [spread(column, 1) for column in [*zip(*scores, strict=True), averages[arm]]]
+        averages[arm] = dict(zip(runs[arm], [np.mean(row) for row in scores], strict=True))
+        cells = [spread(column, 1) for column in [*zip(*scores, strict=True), list(averages[arm].values())]]
         table.append([ARMS.get(arm, arm), str(len(scores)), *cells, ""])
         if arm not in ("from scratch", "random"):
             table[-1][-1] = against(averages["random"], averages[arm], 1)

@@ -37,8 +37,9 @@ def test_means_deviations_and_tests_by_hand(tmp_path, monkeypatch):
     head, _, random, high, memory = experiment.pretraining_table().splitlines()
     assert "5.100 (0.100)" in random, "mean and sample standard deviation of 5.0, 5.1, 5.2"
     # Equal variances s^2 = .01, n = 3: t = 1 / sqrt(.02 / 3) = 12.25 with 4 degrees of freedom, p = .00026
-    assert "-1.000, p = 0.000 " in high and "no difference" not in high
-    assert "+0.007, p = 0.9" in memory and "no difference found" in memory
+    assert "-1.000 (0.000), p = 0.000 " in high and "no difference" not in high
+    # Differences by seed 0, .02, 0: mean .0067, deviation .0115
+    assert "+0.007 (0.012), p = 0.9" in memory and "no difference found" in memory
 
     scores = {"random": (0.5, 0.6), "from scratch": (0.4, 0.5)}
     rows = []
@@ -52,4 +53,4 @@ def test_means_deviations_and_tests_by_hand(tmp_path, monkeypatch):
     head, _, scratch, random = experiment.glue_table().splitlines()
     # MRPC: the mean of two metrics, 60 and 70; QNLI 50 and 60; the average of tasks 55 and 65
     assert [cell.strip() for cell in random.split("|")[3:6]] == ["65.0 (7.1)", "55.0 (7.1)", "60.0 (7.1)"]
-    assert "50.0 (7.1)" in scratch and "-10.0, p = " in scratch
+    assert "50.0 (7.1)" in scratch and "-10.0 (0.0), p = " in scratch
