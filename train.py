@@ -546,7 +546,8 @@ class Pretraining:
             raise ValueError(f"{o.from_ or o.vocab}: the vocabulary repeats or leaves out an entry")
         self.continues = torch.tensor([piece.startswith("##") for piece in pieces], device=self.device)
         self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
-        counts = torch.from_numpy(np.bincount(self.train_ids, minlength=len(pieces)))
+        parts = np.array_split(self.train_ids, 1 + len(self.train_ids) // 2**22)  # bincount makes a copy
+        counts = torch.from_numpy(sum(np.bincount(part, minlength=len(pieces)) for part in parts))
         self.unigram = (counts + 1.0) / (counts + 1.0).sum()  # word frequencies, add-one smoothing
         self.exam = self.draw_exam()
         self.floor = -self.unigram.log()[self.exam[2]].mean().item()  # nats

@@ -4,6 +4,7 @@ Every variant is a process of its own, so that its memory can be measured and no
 processes take turns: a few steps of one, a few of the next, round after round; medians of the rounds are
 compared, so that a machine that is slower for a minute is so for all. Text and words are made up. On a CPU
 that is busy with other work use --threads 1: then processor time is measured, not the time that passes.
+`--scaling FILES` measures instead what a larger text costs, on the first megabytes of those files.
 """
 
 import argparse
@@ -52,6 +53,7 @@ LADDER = (  # each has all above it
     "freed memory kept (glibc)",
 )
 GLUE = ("glue_eval.py", "transformers, batch's longest", "transformers, padded to 128")
+SCALE = (10, 50, 100, 200)  # megabytes of text
 
 # ---- what is timed: each returns step(n), which makes n steps, and what else is known ----
 
@@ -201,9 +203,14 @@ def memory(o, peak=True) -> float:
     """MiB of this process: the highest so far, or of now; NaN where the system does not say."""
     if train.pick_hardware(o.device, o.dtype)[0].type == "cuda":
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
+    return status("VmHWM" if peak else "VmRSS")
+
+
+def status(name) -> float:
+    """MiB that Linux states of this process, VmHWM, VmRSS or RssFile; NaN elsewhere."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(x.split()[1]) / 2**10 for x in lines if x.startswith("VmHWM" if peak else "VmRSS"))
+        return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(name))
     except (OSError, StopIteration):
         return float("nan")
 
@@ -249,6 +256,67 @@ def measure(variants, o, folder) -> dict:
         result[name].memory, result[name].seconds = pipe.recv(), median(result[name].times)
         print(f"{o.size}, {name}: {result[name].seconds:.3f} s a step", file=sys.stderr, flush=True)
     return result
+
+
+# ---- what a larger text costs ----
+
+
+def learn(o):
+    """The vocabulary, which reads the text twice."""
+    bert.save_tokenizer(train.learn_vocabulary(o.corpus, o.vocab_size), o.vocab)
+
+
+def begin(o):
+    """All that happens before the first step, and a checkpoint: both hold the table of --reading memory."""
+    run = train.Pretraining(o)
+    run.save()
+    return run
+
+
+def pack(o):
+    """Every row of an epoch, in order of training."""
+    ids = np.memmap(next(Path(o.cache).glob("*/train.ids")), np.int32, "r")
+    rows = len(ids) // (o.seq_len - 2)
+    for step in range(rows // o.batch_size):
+        train.take_rows(ids, train.rows_of_step(o, step, rows), o.seq_len, 2, 3)
+    return ids
+
+
+STAGES = {"vocabulary": learn, "tokenise": train.prepare_text, "start and save": begin, "rows": pack}
+
+
+def stage(name, threads, o):
+    """In a process of its own: seconds, MiB at most, and MiB of it that are pages of files, not its own."""
+    torch.set_num_threads(threads or torch.get_num_threads())
+    clock = time.process_time if threads == 1 else time.perf_counter
+    before, files, start = status("VmRSS"), status("RssFile"), clock()
+    with contextlib.redirect_stdout(sys.stderr):
+        kept = STAGES[name](o)  # noqa: F841, its pages count while it lives
+    return clock() - start, status("VmHWM") - before, status("RssFile") - files
+
+
+def scaling(o, folder) -> list:
+    """Rows of a table: what each stage of reading a text of so many megabytes takes."""
+    table = [["text", "stage", "seconds", "s / 100 MB", "MiB", "of it pages of files"]]
+    for size in SCALE:
+        home, paragraphs = Path(folder, str(size)), 0
+        (home / "vocab").mkdir(parents=True)
+        with open(home / "text.txt", "w", encoding="utf-8") as file:
+            for document in train.read_documents(o.scaling):
+                file.write("\n".join(document) + "\n\n")
+                paragraphs += len(document)
+                if file.tell() > size * 10**6:
+                    break
+        paths = {"vocab": f"{home}/vocab", "cache": f"{home}/cache", "out": f"{home}"}
+        settings = {"vocab_size": o.vocab_size, "corpus": [f"{home}/text.txt"], "reading": "memory"}
+        options = train.Options(**paths, **settings, device="cpu", seq_len=o.seq_len, batch_size=o.batch)
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
+            for name in STAGES:
+                seconds, *mib = fresh.apply(stage, (name, o.threads, options))
+                numbers = (f"{seconds:.1f}", f"{seconds * 100 / size:.1f}", *(f"{x:,.0f}" for x in mib))
+                table.append([f"{size} MB, {paragraphs:,} paragraphs", name, *numbers])
+                print(*table[-1], sep="; ", file=sys.stderr, flush=True)
+    return table
 
 
 # ---- tables ----
@@ -304,6 +372,7 @@ def main():
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--compile", action="store_true", help="also train.py --compile: takes minutes more")
+    parser.add_argument("--scaling", nargs="+", metavar="FILE", help="what a larger text costs, nothing else")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     o, start = parser.parse_args(), time.time()
@@ -323,6 +392,10 @@ def main():
         f"    python {' '.join(sys.argv)}\n\n{name}, {o.threads or torch.get_num_threads()} threads, {dtype}"
     )
     print(f"{versions}; {o.batch} x {o.seq_len} tokens a step, {o.vocab_size:,} word pieces\n", flush=True)
+    if o.scaling:
+        with tempfile.TemporaryDirectory() as folder:
+            print(glue_eval.markdown(scaling(o, folder)))
+        return
     end = ["MiB", *["MFU"] * bool(peak)]
     tables = {
         "pretraining": [["size", "pretraining", "tokens/s", "x transformers", *end]],
