@@ -154,20 +154,14 @@ def rule_low(entropy, pool, temperature, generator):
 
 
 def rule_mid(entropy, pool, temperature, generator):
-    """The positions nearest the median entropy of the row's pool: -|H - median|.
-
-    The median of an even number is the mean of the two in the middle (torch.median gives the lower).
-    """
+    """-|H - median of the row's pool|; the median of an even number is the mean of the two in the middle."""
     ordered, count = entropy.masked_fill(~pool, float("inf")).sort(-1).values, pool.sum(-1, keepdim=True)
     low, high = ordered.gather(-1, ((count - 1) // 2).clamp_min(0)), ordered.gather(-1, count // 2)
     return -(entropy - (low + high) / 2).abs()
 
 
 def rule_both(entropy, pool, temperature, generator):
-    """The most and the least uncertain, in turns: of k, half (rounded up) are high and the rest low.
-
-    Highest, lowest, second highest, second lowest, ...: only positions of the pool have a rank.
-    """
+    """The pool's most and least uncertain in turns: highest, lowest, second highest, second lowest, ..."""
     order = entropy.masked_fill(~pool, float("-inf")).sort(dim=-1, descending=True, stable=True).indices
     from_top = order.argsort(-1)  # 0 is the highest of the row's pool
     from_bottom = pool.sum(-1, keepdim=True) - 1 - from_top
@@ -348,9 +342,8 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
         parts = [blank_entropy(model, ids.expand_as(hidden), hidden, mask) for hidden in alone]
         entropy = torch.cat(parts).diagonal()[None]
     picks = {r: select_positions(r, eligible, mask_ratio, entropy, generator=generator) for r in RULES}
-    keep = eligible[0]
-    tokens = [token for token, kept in zip(encoding.tokens, keep.tolist(), strict=True) if kept]
-    return tokens, entropy[0, keep].tolist(), {rule: pick[0, keep].tolist() for rule, pick in picks.items()}
+    tokens = [token for token, kept in zip(encoding.tokens, eligible[0].tolist(), strict=True) if kept]
+    return tokens, entropy[eligible].tolist(), {rule: pick[eligible].tolist() for rule, pick in picks.items()}
 
 
 def as_text(tokens, entropies, picks, highest, colour: bool) -> str:

@@ -188,10 +188,7 @@ class Pretrained(nn.Module):
         self.config = config
 
     def save_pretrained(self, folder, tokenizer: Tokenizer | None = None):
-        """Write the model, and the tokenizer if given, so that `transformers` opens the folder as it is.
-
-        Raises OSError where the folder cannot be written; no file is ever half-written.
-        """
+        """Write the model, and the tokenizer if given, as `transformers` reads them. Raises OSError."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "model.safetensors").exists():
