@@ -1,8 +1,7 @@
 """Which tokens to hide: how unsure a model is of each, rules that pick by it, and what goes in their place.
 
 The claim under test: Srinivasagan, Hartung, Georges 2026, "Entropy-aware Masking for Masked Language
-Modeling" (arXiv 2605.28526). How the entropy is read and how positions are picked are this project's own
-definitions.
+Modeling" (arXiv 2605.28526). Readings of the entropy and rules are this project's own definitions.
 
 One step of self-masking with the `blank` reading, for rows `ids` [B, T]:
 
@@ -14,12 +13,12 @@ One step of self-masking with the `blank` reading, for rows `ids` [B, T]:
 Shapes in the comments: B sequences, T tokens each, V words in the vocabulary, k masked tokens a row.
 """
 
-import argparse
 import html
 import math
 import os
 import shutil
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -29,10 +28,7 @@ import torch
 from model import BertForMaskedLM, atomic_write, load_tokenizer
 
 IGNORE = -100  # label of a position that has no loss
-SCHEMES = {
-    "80-10-10": (0.8, 0.9),
-    "100-0-0": (1.0, 1.0),
-}  # one uniform draw, cut here: [MASK] | random | as is
+SCHEMES = {"80-10-10": (0.8, 0.9), "100-0-0": (1.0, 1.0)}  # a uniform draw, cut: [MASK] | random | as is
 
 # ---- how unsure is the model? ----
 
@@ -76,9 +72,7 @@ def _entropy_of(model, hidden, chunk):
     return torch.cat([prediction_entropy(piece) for piece in logits])
 
 
-def sequence_entropy(
-    model: BertForMaskedLM, input_ids, attention_mask=None, chunk: int | None = None
-) -> torch.Tensor:
+def sequence_entropy(model, input_ids, attention_mask=None, chunk=None) -> torch.Tensor:
     """The `visible` reading: how unsure is the model of a token that it sees? [B, T] -> [B, T], nats.
 
     One forward pass of the unmasked rows. Mind that an MLM is trained on what it cannot see: under the
@@ -89,31 +83,22 @@ def sequence_entropy(
         return _entropy_of(model, hidden.flatten(0, 1), chunk).view(input_ids.shape)
 
 
-def blank_entropy(
-    model: BertForMaskedLM,
-    input_ids,
-    candidates,
-    mask_token_id: int,
-    attention_mask=None,
-    chunk: int | None = None,
-) -> torch.Tensor:
+def blank_entropy(model, input_ids, candidates, mask_token_id, attention_mask=None, chunk=None):
     """The `blank` reading: hide the candidates; how unsure is the model of each? [B, T] -> [B, T], nats.
 
     candidates: bool [B, T], or their places as long [B, c] (static shapes: no synchronisation with a GPU).
     One forward pass with all candidates replaced by [MASK]. Places that are no candidates get 0.
     """
+    entropy = torch.zeros(input_ids.shape, device=input_ids.device)
     with evaluating(model):
         if candidates.dtype == torch.bool:
-            blanked = input_ids.masked_fill(candidates, mask_token_id)
-            hidden, _ = model.bert(blanked, attention_mask)
-            entropy = torch.zeros(input_ids.shape, device=input_ids.device)
-            if candidates.any():
-                entropy[candidates] = _entropy_of(model, hidden[candidates], chunk)
+            hidden, _ = model.bert(input_ids.masked_fill(candidates, mask_token_id), attention_mask)
+            entropy[candidates] = _entropy_of(model, hidden[candidates], chunk)
             return entropy
         hidden, _ = model.bert(input_ids.scatter(1, candidates, mask_token_id), attention_mask)
         hidden = hidden.gather(1, candidates[..., None].expand(-1, -1, hidden.shape[-1]))
-        entropy = _entropy_of(model, hidden.flatten(0, 1), chunk).view(candidates.shape)
-        return torch.zeros(input_ids.shape, device=input_ids.device).scatter(1, candidates, entropy)
+        found = _entropy_of(model, hidden.flatten(0, 1), chunk)
+        return entropy.scatter(1, candidates, found.view_as(candidates))
 
 
 # ---- which positions? ----
@@ -170,24 +155,14 @@ def rule_low(entropy, pool, temperature, generator):
 
 
 def rule_mid(entropy, pool, temperature, generator):
-    """The positions nearest the median entropy of the row's pool: -|H - median|.
-
-    The median of an even number is the mean of the two in the middle (torch.median gives the lower).
-    """
-    ordered, last = entropy.masked_fill(~pool, float("inf")).sort(-1).values, entropy.shape[-1] - 1
-    count = pool.sum(-1, keepdim=True)
-    low, high = (
-        ordered.gather(-1, ((count - 1) // 2).clamp(0, last)),
-        ordered.gather(-1, (count // 2).clamp(0, last)),
-    )
+    """-|H - median of the row's pool|; the median of an even number is the mean of the two in the middle."""
+    ordered, count = entropy.masked_fill(~pool, float("inf")).sort(-1).values, pool.sum(-1, keepdim=True)
+    low, high = ordered.gather(-1, ((count - 1) // 2).clamp_min(0)), ordered.gather(-1, count // 2)
     return -(entropy - (low + high) / 2).abs()
 
 
 def rule_both(entropy, pool, temperature, generator):
-    """The most and the least uncertain, in turns: of k, half (rounded up) are high and the rest low.
-
-    Highest, lowest, second highest, second lowest, ...: only positions of the pool have a rank.
-    """
+    """The pool's most and least uncertain in turns: highest, lowest, second highest, second lowest, ..."""
     order = entropy.masked_fill(~pool, float("-inf")).sort(dim=-1, descending=True, stable=True).indices
     from_top = order.argsort(-1)  # 0 is the highest of the row's pool
     from_bottom = pool.sum(-1, keepdim=True) - 1 - from_top
@@ -205,14 +180,8 @@ def rule_sample(entropy, pool, temperature, generator):
     return entropy.clamp_min(1e-30).log() / temperature + gumbel
 
 
-RULES = {
-    "random": rule_random,
-    "high": rule_high,
-    "low": rule_low,
-    "mid": rule_mid,
-    "both": rule_both,
-    "sample": rule_sample,
-}
+RULES = {"random": rule_random, "high": rule_high, "low": rule_low}
+RULES |= {"mid": rule_mid, "both": rule_both, "sample": rule_sample}
 
 
 def select_positions(
@@ -233,66 +202,61 @@ def select_positions(
     fewer than k, random eligible positions fill it up). temperature: tau of `sample`. random_share: this part
     of the k is drawn at random from the rest of E instead. word_start: bool [B, T], False where a piece
     continues a word; if given, words are masked whole, scored by their mean entropy, and a row masks at most
-    k (a word too long is passed over). Raises ValueError for an unknown rule, missing entropies, or numbers
-    out of range.
+    k (a word too long is passed over). Raises ValueError for an unknown rule, no entropy, bad numbers.
     """
     if rule not in RULES:
         raise ValueError(f"selection rule {rule!r} is not one of {', '.join(RULES)}")
     if entropy is None and rule != "random":
         raise ValueError(f"rule {rule!r} chooses by entropy, and no entropy was given")
     if temperature <= 0 or not 0 <= random_share <= 1:
-        raise ValueError(
-            f"temperature {temperature} must be above 0, random share {random_share} from 0 to 1"
-        )
+        raise ValueError(f"temperature {temperature} must be above 0, random share {random_share} in [0, 1]")
     entropy = torch.zeros(eligible.shape, device=eligible.device) if entropy is None else entropy.float()
     pool = eligible if candidates is None else eligible & candidates
     k = _budgets(mask_budget, eligible.shape[1], eligible.device, mask_ratio)[eligible.sum(-1)]
     by_rule = k - (random_share * k).round().long()
-    selected = _take(rule, entropy, pool, eligible, by_rule, temperature, generator, word_start)
+    how = (temperature, generator, word_start)
+    selected = _take(rule, entropy, pool, eligible, by_rule, *how)
     if random_share > 0:
         rest = eligible & ~selected
-        selected |= _take(
-            "random", entropy, rest, rest, k - selected.sum(-1), temperature, generator, word_start
-        )
+        selected |= _take("random", entropy, rest, rest, k - selected.sum(-1), *how)
     return selected
 
 
 def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start=None) -> torch.Tensor:
     """min(|E|, round(c k)) random positions a row for `blank_entropy`; c = factor. Returns bool [B, T]."""
-    count = _budgets(candidate_budget, eligible.shape[1], eligible.device, mask_ratio, factor)[
-        eligible.sum(-1)
-    ]
+    counts = _budgets(candidate_budget, eligible.shape[1], eligible.device, mask_ratio, factor)
     equal = torch.zeros(eligible.shape, device=eligible.device)
-    return _take("random", equal, eligible, eligible, count, 1.0, generator, word_start)
+    return _take("random", equal, eligible, eligible, counts[eligible.sum(-1)], 1.0, generator, word_start)
 
 
 def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
     """The first k [B] of each row: best of the pool by the rule, then other eligible ones at random."""
-    if word_start is not None:
+    if word_start is not None:  # a word stands for its first piece
         word = word_start.long().cumsum(-1)  # [B, T], number of the word a piece belongs to
-        entropy, size = _word_mean(entropy, word), _word_sum(torch.ones_like(word), word)
-        eligible = word_start & (
-            _word_sum((~eligible).long(), word) == 0
-        )  # a word stands for its first piece
+        size = _word_sum(torch.ones_like(word), word)
+        entropy = _word_sum(entropy, word) / size
+        eligible = word_start & (_word_sum((~eligible).long(), word) == 0)
         pool = eligible & (_word_sum((~pool).long(), word) == 0)
     noise = torch.rand(eligible.shape, generator=generator, device=eligible.device)
-    shuffle = noise.masked_fill(~eligible, 2).argsort(
-        -1
-    )  # sorts below are stable: what ties is in random order
-    score = RULES[rule](entropy.gather(-1, shuffle), pool.gather(-1, shuffle), temperature, generator)
-    score = score.masked_fill(~pool.gather(-1, shuffle), float("-inf"))
-    best_first = score.sort(dim=-1, descending=True, stable=True).indices
-    order = shuffle.gather(-1, best_first)  # [B, T], positions
+    shuffle = noise.masked_fill(~eligible, 2).argsort(-1)  # the sort below is stable: ties in random order
+    entropy, pool = entropy.gather(-1, shuffle), pool.gather(-1, shuffle)
+    score = RULES[rule](entropy, pool, temperature, generator).masked_fill(~pool, float("-inf"))
+    order = shuffle.gather(-1, score.sort(dim=-1, descending=True, stable=True).indices)  # positions [B, T]
     if word_start is None:
         first = torch.arange(order.shape[1], device=order.device) < k[:, None]
         return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
-    left, taken = k.clone(), torch.zeros_like(eligible)
-    for position in order.unbind(1):  # greedy: a word is taken if it still fits
-        length = size.gather(1, position[:, None])
-        fits = eligible.gather(1, position[:, None]) & (length <= left[:, None])
-        taken.scatter_(1, position[:, None], fits)
-        left -= (length * fits)[:, 0]
+    left, taken = k[:, None], torch.zeros_like(eligible)
+    for place in order.split(1, -1):  # [B, 1], the best word first: it is taken if it still fits
+        fits = eligible.gather(1, place) & (size.gather(1, place) <= left)
+        taken.scatter_(1, place, fits)
+        left = left - size.gather(1, place) * fits
     return _word_sum(taken.long(), word) > 0
+
+
+def _word_sum(values, word):
+    """Sum over the pieces of each word, given back to every piece. [B, T], [B, T] -> [B, T]"""
+    width = word.shape[1] + 1
+    return values.new_zeros(len(word), width).scatter_add_(1, word, values).gather(1, word)
 
 
 @torch.no_grad()
@@ -307,16 +271,16 @@ def weights_for_rates(ids, eligible, mask_ratio: float, rates, rounds: int = 50)
     """
     hazard = -torch.log1p(-rates.double().clamp(1e-6, 1 - 1e-6))  # of a race that ends at t = 1
     weights, flat = hazard.clone(), ids[eligible]
-    seen = torch.zeros_like(weights).index_add_(0, flat, torch.ones_like(flat, dtype=weights.dtype))
-    k = torch.tensor([mask_budget(n, mask_ratio) for n in eligible.sum(-1).tolist()], device=ids.device)
+    seen = torch.bincount(flat, minlength=len(weights))
+    k = _budgets(mask_budget, ids.shape[1], ids.device, mask_ratio)[eligible.sum(-1), None]
     for _ in range(rounds):
         w = weights[ids] * eligible  # [B, T]
         t = torch.zeros(len(ids), 1, device=ids.device, dtype=w.dtype)
         for _ in range(12):  # Newton, from below: the sum of P is concave in t
             rest = torch.exp(-w * t)
-            t = t + (k[:, None] - (1 - rest).sum(-1, keepdim=True)) / (w * rest).sum(-1, keepdim=True)
+            t = t + (k - (1 - rest).sum(-1, keepdim=True)) / (w * rest).sum(-1, keepdim=True)
         chance = -torch.expm1(-w * t)[eligible]
-        rate = torch.zeros_like(weights).index_add_(0, flat, chance) / seen.clamp_min(1)
+        rate = torch.bincount(flat, chance, len(weights)) / seen.clamp_min(1)
         reached = -torch.log1p(-rate.clamp(1e-6, 1 - 1e-6))
         weights = torch.where(seen > 0, weights * hazard / reached, weights)
     return weights.float()
@@ -325,16 +289,6 @@ def weights_for_rates(ids, eligible, mask_ratio: float, rates, rounds: int = 50)
 def as_places(selected, width: int) -> torch.Tensor:
     """bool [B, T] -> long [B, width]: where True, in order; rows with fewer get other places too."""
     return selected.byte().sort(dim=-1, descending=True, stable=True).indices[:, :width]
-
-
-def _word_sum(values, word):
-    """Sum over the pieces of each word, given back to every piece. [B, T], [B, T] -> [B, T]"""
-    width = word.shape[1] + 1
-    return values.new_zeros(len(word), width).scatter_add_(1, word, values).gather(1, word)
-
-
-def _word_mean(values, word):
-    return _word_sum(values, word) / _word_sum(torch.ones_like(values), word)
 
 
 # ---- what stands in their place? ----
@@ -372,11 +326,11 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
 
     Returns (list of n tokens without [CLS] and [SEP], list of n entropies, {rule: list of n bools}).
     """
-    longest = model.config.max_position_embeddings
-    if len(tokenizer.encode(text).ids) > longest:
+    encoding, longest = tokenizer.encode(text), model.config.max_position_embeddings
+    if len(encoding) > longest:
         print(f"the text is cut to the model's {longest} tokens", file=sys.stderr)
         tokenizer.enable_truncation(longest)
-    encoding = tokenizer.encode(text)
+        encoding = tokenizer.encode(text)
     ids = torch.tensor([encoding.ids])
     eligible = eligible_positions(ids, [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")])
     if not eligible.any():
@@ -384,77 +338,64 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
     if reading == "visible":
         entropy = sequence_entropy(model, ids)
     else:
-        alone = torch.eye(ids.shape[1], dtype=torch.bool)  # row i hides token i
-        rows = zip(ids.expand_as(alone).split(64), alone.split(64), strict=True)
-        parts = [blank_entropy(model, some, hidden, tokenizer.token_to_id("[MASK]")) for some, hidden in rows]
+        alone = torch.eye(ids.shape[1], dtype=torch.bool).split(64)  # row i hides token i
+        mask = tokenizer.token_to_id("[MASK]")
+        parts = [blank_entropy(model, ids.expand_as(hidden), hidden, mask) for hidden in alone]
         entropy = torch.cat(parts).diagonal()[None]
     picks = {r: select_positions(r, eligible, mask_ratio, entropy, generator=generator) for r in RULES}
-    keep = eligible[0]
-    tokens = [token for token, kept in zip(encoding.tokens, keep.tolist(), strict=True) if kept]
-    return tokens, entropy[0, keep].tolist(), {rule: pick[0, keep].tolist() for rule, pick in picks.items()}
+    tokens = [token for token, kept in zip(encoding.tokens, eligible[0].tolist(), strict=True) if kept]
+    return tokens, entropy[eligible].tolist(), {rule: pick[eligible].tolist() for rule, pick in picks.items()}
 
 
 def as_text(tokens, entropies, picks, highest, colour: bool) -> str:
     """The picture for a terminal: tokens, nats and bars beneath each other, then a line a rule."""
-    width, lines = max(40, shutil.get_terminal_size().columns - 1), [([], [], [])]
-    used = 0
+    width, used, blocks = max(40, shutil.get_terminal_size().columns - 1), math.inf, []
     for token, nats in zip(tokens, entropies, strict=True):
         cell, shade = max(len(token), 4), round(nats / highest * (len(SHADES) - 1))
-        if used + cell + 1 > width:
-            lines.append(([], [], []))
-            used = 0
         used += cell + 1
-        shown = f"{token:<{cell}}"
-        parts = (f"\033[30;48;5;{SHADES[shade]}m{shown}\033[0m" if colour else shown, f"{nats:<{cell}.1f}")
-        for line, part in zip(lines[-1], (*parts, f"{BARS[shade] * cell}"), strict=True):
-            line.append(part)
-    rows = [" ".join(row) for block in lines for row in block[: 2 if colour else 3]]
+        if used > width:
+            used = cell + 1
+            blocks.append(([], [], []))
+        shown = f"\033[30;48;5;{SHADES[shade]}m{token:<{cell}}\033[0m" if colour else f"{token:<{cell}}"
+        for row, part in zip(blocks[-1], (shown, f"{nats:<{cell}.1f}", BARS[shade] * cell), strict=True):
+            row.append(part)
+    lines = [" ".join(row) for block in blocks for row in block[: 2 if colour else 3]]
     for rule, pick in picks.items():
         hidden = (("_" * len(t) if chosen else t) for t, chosen in zip(tokens, pick, strict=True))
-        rows.append(f"{rule:>7}: {' '.join(hidden)}")
-    return "\n".join(rows)
+        lines.append(f"{rule:>7}: {' '.join(hidden)}")
+    return "\n".join(lines)
 
 
 def as_html(tokens, entropies, picks, highest, title: str) -> str:
     """The same as one self-contained page."""
-    spans = []
+    spans, rows, tokens = "", "", [html.escape(token) for token in tokens]
     for token, nats in zip(tokens, entropies, strict=True):
         colour = f"hsl({60 - 60 * nats / highest:.0f} 100% {97 - 37 * nats / highest:.0f}%)"
-        spans.append(
-            f'<span style="background:{colour}">{html.escape(token)}<small>{nats:.1f}</small></span>'
-        )
-    rows = []
+        spans += f'<span style="background:{colour}">{token}<small>{nats:.1f}</small></span>'
     for rule, pick in picks.items():
-        words = (
-            f"<b>{html.escape(t)}</b>" if p else html.escape(t) for t, p in zip(tokens, pick, strict=True)
-        )
-        rows.append(f"<tr><th>{rule}</th><td>{' '.join(words)}</td></tr>")
+        words = (f"<b>{t}</b>" if chosen else t for t, chosen in zip(tokens, pick, strict=True))
+        rows += f"<tr><th>{rule}</th><td>{' '.join(words)}</td></tr>"
     style = """body{font:20px/1.9 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
 span{display:inline-block;padding:0 .3em;margin:.1em;border-radius:.3em;text-align:center}
 small{display:block;font-size:.6em;line-height:1;color:#444;padding-bottom:.3em}
 th{text-align:right;padding-right:1em;vertical-align:top}b{background:#222;color:#fff;padding:0 .2em}"""
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Entropy</title>
 <style>{style}</style>
-<p>{html.escape(title)}</p><p>{"".join(spans)}</p>
-<p>What each rule masks:</p><table>{"".join(rows)}</table></html>
+<p>{html.escape(title)}</p><p>{spans}</p>
+<p>What each rule masks:</p><table>{rows}</table></html>
 """
 
 
 def main(argv=None):
     """Show how unsure a checkpoint is of each token of a text, and what each rule would mask."""
-    parser = argparse.ArgumentParser(
-        description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "--model", required=True, metavar="FOLDER", help="checkpoint folder, ours or Hugging Face's"
-    )
-    parser.add_argument("--text", required=True, help="what to read")
-    parser.add_argument(
-        "--reading", default="blank", choices=["blank", "visible"], help="tokens hidden, or seen"
-    )
-    parser.add_argument("--mask-ratio", default=0.15, type=float, help="share of the tokens each rule masks")
-    parser.add_argument("--seed", default=0, type=int, help="of the rules that draw")
-    parser.add_argument("--html", default="", metavar="FILE", help="write a page as well")
+    parser = ArgumentParser(description=main.__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, metavar="FOLDER", help="checkpoint folder, ours or Hugging Face's")
+    add("--text", required=True, help="what to read")
+    add("--reading", default="blank", choices=["blank", "visible"], help="tokens hidden, or seen")
+    add("--mask-ratio", default=0.15, type=float, help="share of the tokens each rule masks")
+    add("--seed", default=0, type=int, help="of the rules that draw")
+    add("--html", default="", metavar="FILE", help="write a page as well")
     options = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
@@ -464,8 +405,7 @@ def main(argv=None):
             raise ValueError(f"{options.model}: the tokenizer has more entries than the model's vocabulary")
         random = torch.Generator().manual_seed(options.seed)
         picture = read_sentence(model, tokenizer, options.text, options.reading, options.mask_ratio, random)
-        limit = math.log(model.config.vocab_size)
-        highest = max(picture[1])  # the darkest shade
+        highest, limit = max(picture[1]), math.log(model.config.vocab_size)  # highest: the darkest shade
         title = f"Entropy of each token ({options.reading} reading) in nats; log V = {limit:.1f}"
         print(title)
         print(as_text(*picture, highest, sys.stdout.isatty() and not os.environ.get("NO_COLOR")))

@@ -4,8 +4,7 @@ Source: Devlin et al. 2019, "BERT" (arXiv 1810.04805), section 3 and appendix A;
 Vaswani et al. 2017, "Attention is all you need" (arXiv 1706.03762), section 3. Parameter names are Hugging
 Face's, so a folder written here opens in `transformers` and the other way round.
 
-Shapes in the comments: B sequences, T tokens each, H hidden_size, A heads of D = H / A, V vocab_size, C
-labels.
+Shapes in the comments: B sequences, T tokens each, H hidden_size, A heads of D = H / A, V vocab_size.
 """
 
 import json
@@ -15,6 +14,7 @@ import time
 import zipfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -28,11 +28,8 @@ else:
     import fcntl
 
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}
-ACTIVATIONS = {
-    "gelu": F.gelu,  # x Phi(x), exact (Hendrycks & Gimpel 2016, arXiv 1606.08415)
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
+# The exact gelu is x Phi(x) (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -60,15 +57,13 @@ class BertConfig:
         for f in fields(self):
             value, kind = getattr(self, f.name), type(f.default)
             fits = isinstance(value, (int, float) if kind is float else kind)
-            if kind in (int, float):
-                fits = fits and 0 <= value < (1000 if f.name == "num_hidden_layers" else 2**24)
-            if not fits and f.name != "pad_token_id":  # which is nowhere used
+            most = 1000 if f.name == "num_hidden_layers" else 2**24
+            if not fits or kind is not str and not 0 <= value < most:
                 raise ValueError(f"{f.name} cannot be {value!r:.99}")
-        if self.hidden_size % (2 * self.num_attention_heads) or self.hidden_act not in ACTIVATIONS:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} with {self.num_attention_heads} heads, or hidden_act "
-                f"{self.hidden_act!r} (known: {', '.join(ACTIVATIONS)}), cannot be built"
-            )
+        width, heads = self.hidden_size, self.num_attention_heads
+        if heads == 0 or width % (2 * heads) or self.hidden_act not in ACTIVATIONS:
+            what = f"hidden_size {width} with {heads} heads and hidden_act {self.hidden_act!r}"
+            raise ValueError(f"{what} cannot be built; known are {', '.join(ACTIVATIONS)}")
 
     @classmethod
     def preset(cls, size: str, **changes) -> "BertConfig":
@@ -76,9 +71,9 @@ class BertConfig:
         if size not in SIZES:
             raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
         layers, width = SIZES[size]
-        sizes = (width, layers, width // 64, 4 * width)
-        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        return cls(**{**dict(zip(names, sizes, strict=True)), **changes})
+        sizes = {"hidden_size": width, "num_hidden_layers": layers}
+        sizes |= {"num_attention_heads": width // 64, "intermediate_size": 4 * width}
+        return cls(**(sizes | changes))
 
     @classmethod
     def from_folder(cls, folder, **changes) -> "BertConfig":
@@ -91,10 +86,10 @@ class BertConfig:
                 raise ValueError(f"{path}: {name} is {raw[name]!r}; only {value!r} is built here")
         if isinstance(raw.get("id2label"), dict):  # Hugging Face writes the number of labels as this table
             raw["num_labels"] = len(raw["id2label"])
-        names = {f.name for f in fields(cls)} - {"fast_attention"}
+        known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
         try:
-            return cls(**{**{name: raw[name] for name in names & set(raw)}, **changes})
-        except (ValueError, ZeroDivisionError) as error:
+            return cls(**(known | changes))
+        except ValueError as error:
             raise ValueError(f"{path} describes no model: {error}") from None
 
 
@@ -119,10 +114,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.heads, self.fast = config.num_attention_heads, config.fast_attention
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        size, self.heads, self.fast = config.hidden_size, config.num_attention_heads, config.fast_attention
+        self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
         self.dropout = config.attention_probs_dropout_prob
 
     def forward(self, x, mask=None):
@@ -155,11 +148,10 @@ class BertLayer(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.attention = nn.ModuleDict(
-            {"self": SelfAttention(config), "output": AddNorm(config.hidden_size, config)}
-        )
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
-        self.output = AddNorm(config.intermediate_size, config)
+        size, inner = config.hidden_size, config.intermediate_size
+        self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": AddNorm(size, config)})
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(size, inner)})
+        self.output = AddNorm(inner, config)
         self.act = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x, mask=None):
@@ -182,10 +174,8 @@ class BertEmbeddings(nn.Module):
         length, longest = input_ids.shape[1], self.position_embeddings.num_embeddings
         if length > longest:
             raise ValueError(f"a sequence of {length} tokens is longer than the model's {longest} positions")
-        if token_type_ids is None:
-            segment = self.token_type_embeddings.weight[0]
-        else:
-            segment = self.token_type_embeddings(token_type_ids)
+        segments = self.token_type_embeddings
+        segment = segments.weight[0] if token_type_ids is None else segments(token_type_ids)
         x = self.word_embeddings(input_ids) + self.position_embeddings.weight[:length] + segment
         return self.dropout(self.LayerNorm(x))
 
@@ -198,22 +188,14 @@ class Pretrained(nn.Module):
         self.config = config
 
     def save_pretrained(self, folder, tokenizer: Tokenizer | None = None):
-        """Write the model, and the tokenizer if given, so that `transformers` opens the folder as it is.
-
-        Each file appears whole or not at all. Raises OSError where the folder cannot be written.
-        """
+        """Write the model, and the tokenizer if given, as `transformers` reads them. Raises OSError."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "model.safetensors").exists():
-            raise OSError(
-                f"{folder} holds a model.safetensors, which would be read instead; use another folder"
-            )
-        labels = [f"LABEL_{i}" for i in range(self.config.num_labels)]
+            raise OSError(f"{folder} holds a model.safetensors, which is read first; use another folder")
+        labels = {i: f"LABEL_{i}" for i in range(self.config.num_labels)}
         config = {"model_type": "bert", "architectures": [type(self).__name__], **asdict(self.config)}
-        config |= {
-            "id2label": dict(enumerate(labels)),
-            "label2id": {name: i for i, name in enumerate(labels)},
-        }
+        config |= {"id2label": labels, "label2id": {name: i for i, name in labels.items()}}
         del config["fast_attention"], config["num_labels"]
         weights = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
         atomic_write(folder / "pytorch_model.bin", lambda file: torch.save(weights, file))
@@ -229,26 +211,23 @@ class Pretrained(nn.Module):
         listed in `model.newly_initialised`; heads this class lacks are left out. Raises ValueError where
         config or weights are damaged or do not fit, or where a masked-LM head is wanted and missing.
         """
-        config, weights = BertConfig.from_folder(folder, **changes), read_weights(folder)
+        config, weights = BertConfig.from_folder(folder, **changes), {}
         with torch.device("meta"):  # shapes without numbers: nothing is allocated for a config gone wrong
-            wanted = cls(config).state_dict()
-        if cls is BertModel:
-            weights = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
-        head = weights.get("classifier.bias")
-        if "num_labels" in changes and head is not None and head.shape != (config.num_labels,):
-            weights = {name: t for name, t in weights.items() if not name.startswith("classifier.")}
-        weights = {name: tensor for name, tensor in weights.items() if name in wanted}
-        for name, tensor in weights.items():
-            if tensor.shape != wanted[name].shape:
-                sizes = f"{tuple(tensor.shape)}, config.json asks for {tuple(wanted[name].shape)}"
-                raise ValueError(f"{folder}: {name} has the shape {sizes}")
-            if not (tensor.abs() < 1e6).all():  # not a number is not below either
-                raise ValueError(f"{folder}: {name} holds numbers that no model has: get the weights again")
-        newly_initialised = sorted(set(wanted) - set(weights))
+            wanted = dict(cls(config).named_parameters())  # what is tied counts once
+        fresh = ("classifier.",) if "num_labels" in changes else ()  # where it has another number of labels
+        for name, tensor in read_weights(folder).items():
+            name = name.removeprefix("bert.") if cls is BertModel else name
+            fits = name in wanted and tensor.shape == wanted[name].shape
+            if name not in wanted or name.startswith(fresh) and not fits:
+                continue
+            if not fits or not (tensor.abs() < 1e6).all():  # not a number is not below either
+                sizes = f"{tuple(tensor.shape)} for {tuple(wanted[name].shape)}"
+                raise ValueError(f"{folder}: {name} is damaged or not of the shape in config.json ({sizes})")
+            weights[name] = tensor
+        newly_initialised = sorted(wanted.keys() - weights)
         for name in newly_initialised:
             if not name.startswith(("bert.pooler.", "pooler.", "classifier.")):
-                what = "masked-LM head" if name.startswith("cls.") else "complete encoder"
-                raise ValueError(f"{folder} holds no {what}: {name} is missing")
+                raise ValueError(f"{folder} holds no complete {cls.__name__}: {name} is missing")
         model = cls(config)
         model.newly_initialised = newly_initialised
         model.load_state_dict(weights, strict=False)
@@ -263,9 +242,8 @@ class BertModel(Pretrained):
         self.embeddings = BertEmbeddings(config)
         layers = [BertLayer(config) for _ in range(config.num_hidden_layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
-        self.pooler = None
-        if add_pooling_layer:
-            self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+        size = config.hidden_size
+        self.pooler = nn.ModuleDict({"dense": nn.Linear(size, size)}) if add_pooling_layer else None
         init_normal(self, config.initializer_range)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None):
@@ -290,11 +268,10 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: BertConfig, word_embeddings: nn.Embedding):
         super().__init__()
-        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.transform = nn.ModuleDict(
-            {"dense": nn.Linear(config.hidden_size, config.hidden_size), "LayerNorm": norm}
-        )
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        size = config.hidden_size
+        norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.transform = nn.ModuleDict({"dense": nn.Linear(size, size), "LayerNorm": norm})
+        self.decoder = nn.Linear(size, config.vocab_size)
         self.decoder.weight = word_embeddings.weight  # tied: one matrix reads and writes words
         self.bias = self.decoder.bias  # Hugging Face knows c under both names
         self.act = ACTIVATIONS[config.hidden_act]
@@ -319,11 +296,10 @@ class BertForMaskedLM(Pretrained):
         The long form has a static shape and needs no synchronisation with the GPU.
         """
         hidden, _ = self.bert(input_ids, attention_mask, token_type_ids)
-        if positions is not None:
-            if positions.dtype == torch.bool:
-                hidden = hidden[positions]
-            else:
-                hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+        if positions is not None and positions.dtype == torch.bool:
+            hidden = hidden[positions]
+        elif positions is not None:
+            hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.cls["predictions"](hidden)
 
 
@@ -360,12 +336,12 @@ def init_normal(module: nn.Module, std: float, generator: torch.Generator | None
 def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None, sharpness: float = 2.0):
     """A start whose first layer looks at the neighbours: it leaves the unigram plateau soon. In place.
 
-    Position p starts as p -> (sin w_i p, cos w_i p), sinusoids as large as the words, with w_i drawn from (0,
-    pi): then the similarity of two positions is a spike at distance 0 (random features, Rahimi & Recht 2007).
-    On these "d places on" is a rotation R_d of every pair, so that a head with key = pairs and query = R_d
-    pairs scores sum_i cos(w_i (p + d - p')), largest at p' = p + d. The heads look at d = -1, +1, -2, +2, ...
-    Values are an orthogonal map and the output its transpose: the neighbour's vector arrives as it is. Only
-    numbers differ from BERT's start, neither architecture nor checkpoint format.
+    Position p starts as (sin w_i p, cos w_i p), sinusoids as large as the words, with w_i drawn from (0, pi):
+    the similarity of two positions is a spike at distance 0 (random features, Rahimi & Recht 2007). "d places
+    on" is a rotation R_d of every pair, so that a head with key = pairs and query = R_d pairs scores
+    sum_i cos(w_i (p + d - p')), largest at p' = p + d. The heads look at d = -1, +1, -2, +2, ... Values are
+    an orthogonal map and the output its transpose: the neighbour's vector arrives as it is. Only numbers
+    differ from BERT's start, neither architecture nor checkpoint format.
     """
     config, attn = bert.config, bert.encoder["layer"][0].attention
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
@@ -376,12 +352,10 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
     for head in range(config.num_attention_heads):
         offset = (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
         turn = offset * frequency[: size // 2]
-        rotation = torch.block_diag(
-            *torch.stack((turn.cos(), turn.sin(), -turn.sin(), turn.cos()), -1).view(-1, 2, 2)
-        )
+        turns = torch.stack((turn.cos(), turn.sin(), -turn.sin(), turn.cos()), -1).view(-1, 2, 2)
         rows = slice(head * size, (head + 1) * size)  # the head's share of the [H, H] matrices
-        for linear, map_ in ((attn["self"].query, rotation), (attn["self"].key, torch.eye(size))):
-            linear.weight[rows] = torch.cat((sharpness * map_, torch.zeros(size, width - size)), 1)
+        attn["self"].query.weight[rows] = F.pad(sharpness * torch.block_diag(*turns), (0, width - size))
+        attn["self"].key.weight[rows] = F.pad(sharpness * torch.eye(size), (0, width - size))
     nn.init.orthogonal_(attn["self"].value.weight, generator=generator)
     attn["output"].dense.weight.copy_(attn["self"].value.weight.T)
 
@@ -390,14 +364,10 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
 
 
 def atomic_write(path: Path, write):
-    """Call write(file) on a temporary file beside `path`, then rename it: `path` is never half-written.
-
-    A process that is killed leaves the temporary file; the next write takes its place. Two processes that
-    write to one folder keep apart by `lock`.
-    """
+    """Call write(file) on a file beside `path`, then rename it: never half-written. Raises OSError."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)  # left by a process that was killed
         with open(temporary, "xb") as file:  # never through a link that somebody put there
             write(file)
             file.flush()
@@ -421,24 +391,21 @@ def lock(path: Path, wait: bool = False):
         file = open(path, "ab")
     except OSError as error:
         raise OSError(f"cannot write {path} ({error.strerror}); what was saved before is untouched") from None
-    said = False
-    while True:
+    for attempt in count():
         try:
             if os.name == "nt":
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             else:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
         except (BlockingIOError, PermissionError):
             if not wait:
-                file.close()
                 text = f"another run is writing to {path.parent}: wait for its end, or choose another --out"
                 raise BlockingIOError(text) from None
-            if not said:
+            if attempt == 0:
                 print(f"waiting for another run, which holds {path}", flush=True)
-            said = not time.sleep(0.2)
+            time.sleep(0.2)
         except OSError:
-            return file
-        else:
             return file
 
 
@@ -451,13 +418,11 @@ def read_json(path) -> dict:
     """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist: is this the right folder?")
-    try:
+    with suppress(ValueError, RecursionError):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object: it is damaged, get or write it again")
-    return value
+        if isinstance(value, dict):
+            return value
+    raise ValueError(f"{path} is not a JSON object: it is damaged, get or write it again")
 
 
 def read_safetensors(path) -> dict[str, torch.Tensor]:
@@ -469,92 +434,68 @@ def read_safetensors(path) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, entry in json.loads(data[8:start]).items():
         if name != "__metadata__":
-            (begin, end), shape = entry["data_offsets"], entry["shape"]
-            if not 0 <= begin <= end <= len(data) - start:
-                raise ValueError(f"{name} lies outside of the file")
-            raw = data[start + begin : start + end]
-            tensors[name] = torch.frombuffer(raw, dtype=kinds[entry["dtype"]]).view(shape).clone()
+            begin, end = entry["data_offsets"]
+            raw = data[start + begin : start + end]  # one of another length is refused by view
+            tensors[name] = torch.frombuffer(raw, dtype=kinds[entry["dtype"]]).view(entry["shape"])
     return tensors
 
 
 def read_torch(path):
-    """What torch.save wrote, on the CPU. Raises one of many exceptions where it is damaged.
-
-    weights_only: nothing but tensors and plain values is unpickled, so that no code of a stranger runs.
-    """
-    if zipfile.is_zipfile(path):  # not so before 2020
-        with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
-            if archive.testzip():
-                raise ValueError("wrong checksum")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """What torch.save wrote, on the CPU. Raises one of many exceptions where it is damaged."""
+    if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():  # torch.load compares no checksums
+        raise ValueError("wrong checksum")
+    return torch.load(path, map_location="cpu", weights_only=True)  # plain values: no code of a stranger runs
 
 
 def read_weights(folder) -> dict[str, torch.Tensor]:
     """The tensors of a folder, float32, under today's names; those of the encoder start with "bert."."""
-    paths = [Path(folder) / name for name in ("model.safetensors", "pytorch_model.bin")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"{folder} holds neither model.safetensors nor pytorch_model.bin")
+    path = Path(folder) / "model.safetensors"
+    read = read_safetensors if path.is_file() else read_torch
+    path = path if path.is_file() else path.with_name("pytorch_model.bin")
+    weights = {}
     try:
-        load = read_safetensors if path.suffix == ".safetensors" else read_torch
-        weights = {}
-        for name, tensor in load(path).items():
-            # checkpoints of 2018 call LayerNorm's parameters gamma and beta; bare encoders have no prefix
-            name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-                "LayerNorm.beta", "LayerNorm.bias"
-            )
-            bare = name.startswith(("embeddings.", "encoder.", "pooler."))
+        for name, tensor in read(path).items():
+            name = name.replace(".gamma", ".weight").replace(".beta", ".bias")  # LayerNorm's, in 2018
+            name = name.replace("predictions.decoder.bias", "predictions.bias")  # one vector, two names
+            bare = name.startswith(("embeddings.", "encoder.", "pooler."))  # an encoder without a head
             weights["bert." + name if bare else name] = tensor.float()
     except Exception as error:
-        raise ValueError(
-            f"{path} is damaged or holds no weights ({type(error).__name__}): get it again"
-        ) from None
-    head, words = "cls.predictions.", "bert.embeddings.word_embeddings.weight"
-    bias = weights.get(head + "bias", weights.get(head + "decoder.bias"))
-    if bias is not None and words in weights:  # tied: a file may hold each of them once or twice
-        weights |= {head + "bias": bias, head + "decoder.bias": bias, head + "decoder.weight": weights[words]}
+        raise ValueError(f"{path} is missing, damaged or holds no weights: get it again") from error
     return weights
 
 
 def load_tokenizer(path) -> Tokenizer:
     """The tokenizer of a folder (tokenizer.json, else vocab.txt), or of a vocabulary file, one piece a line.
 
-    A vocabulary is uncased unless a tokenizer_config.json beside it says otherwise. Raises FileNotFoundError,
-    or ValueError where the file is damaged or lacks a special token.
+    A vocabulary is uncased unless a tokenizer_config.json beside it says otherwise. Raises ValueError.
     """
     path = Path(path)
-    names = ("tokenizer.json", "vocab.txt")
-    file = next((path / name for name in names if (path / name).is_file()), path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} is no vocabulary file and no folder with {' or '.join(names)}")
-    tokenizer = None
+    if path.is_dir():
+        path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"
     try:
-        if file.suffix == ".json":
-            tokenizer = Tokenizer.from_file(str(file))
+        if path.suffix == ".json":
+            tokenizer = Tokenizer.from_file(str(path))
             tokenizer.no_padding()
             tokenizer.no_truncation()
-            vocab = tokenizer.get_vocab()
         else:
-            pieces = file.read_text(encoding="utf-8").rstrip("\n").split("\n")
-            vocab = {piece.rstrip("\r"): i for i, piece in enumerate(pieces)}
-        lacks = [token for token in SPECIAL_TOKENS if token not in vocab]
-        if not (tokenizer or lacks):
-            settings = file.parent / "tokenizer_config.json"
+            pieces, settings = path.read_text(encoding="utf-8"), path.parent / "tokenizer_config.json"
+            vocab = {piece.rstrip("\r"): i for i, piece in enumerate(pieces.rstrip("\n").split("\n"))}
             lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
             tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(vocab, lowercase=bool(lowercase)).to_str())
+        complete = set(SPECIAL_TOKENS) <= set(tokenizer.get_vocab())
     except Exception:  # the tokenizers library raises bare Exceptions
-        raise ValueError(f"{file} is damaged or no BERT vocabulary: get or write it again") from None
-    if lacks:
-        raise ValueError(f"{file} lacks {' '.join(lacks)}; a BERT vocabulary has {' '.join(SPECIAL_TOKENS)}")
+        complete = False
+    if not complete:
+        raise ValueError(f"{path} is missing, damaged or no vocabulary with {' '.join(SPECIAL_TOKENS)}")
     return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder, longest: int = 512):
     """Write tokenizer.json, vocab.txt and tokenizer_config.json, as `transformers` reads them."""
-    vocab, text = tokenizer.get_vocab(), tokenizer.to_str(pretty=True)
+    folder, vocab, text = Path(folder), tokenizer.get_vocab(), tokenizer.to_str(pretty=True)
     lowercase = (json.loads(text)["normalizer"] or {}).get("lowercase", True)
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase, "model_max_length": longest}
     pieces = "".join(piece + "\n" for piece in sorted(vocab, key=vocab.get))
-    atomic_write(Path(folder) / "vocab.txt", lambda file: file.write(pieces.encode()))
-    atomic_write(Path(folder) / "tokenizer.json", lambda file: file.write(text.encode()))
-    write_json(Path(folder) / "tokenizer_config.json", settings)
+    atomic_write(folder / "vocab.txt", lambda file: file.write(pieces.encode()))
+    atomic_write(folder / "tokenizer.json", lambda file: file.write(text.encode()))
+    write_json(folder / "tokenizer_config.json", settings)

@@ -357,7 +357,7 @@ BAD = {
     "binary corpus": (["--corpus", "binary.txt"], "binary.txt is not UTF-8 text"),
     "truncated xz": (["--corpus", "cut.txt.xz"], "cut.txt.xz is damaged or truncated"),
     "not gzip": (["--corpus", "plain.gz"], "plain.gz is damaged or truncated"),
-    "vocabulary without [MASK]": (["--vocab", "words.txt"], r"words.txt lacks .*\[MASK\]"),
+    "vocabulary without [MASK]": (["--vocab", "words.txt"], r"words.txt is .*no vocabulary with .*\[MASK\]"),
     "teacher missing": (["--masking", "teacher", "--teacher", "nowhere"], "nowhere"),
     "teacher not given": (["--masking", "teacher"], "needs --teacher"),
     "mask ratio 0": (["--mask-ratio", "0"], "mask ratio 0"),
