@@ -347,7 +347,7 @@ def predict(model, rows, o) -> np.ndarray:
 
 
 def score(name: str, labels: dict, guesses: dict) -> dict:
-    """{task: {"scores": {metric: value}, "one_answer": all guesses the same?}} of {split: [N]} and the same."""
+    """{task: {"scores": {metric: value}, "one_answer": all guesses the same?}}; arguments: {split: [N]}."""
     tasks = {}
     for stem, y in labels.items():
         task, part = ("AX", "") if stem == "diagnostic" else (name, stem.removeprefix("dev").strip("_"))
@@ -395,15 +395,16 @@ def evaluate(o):
     settings |= {"dtype": str(o.dtype).removeprefix("torch."), "checkpoint": digest}
     made_with = {"python": sys.version.split()[0], "torch": torch.__version__}
     made_with["hardware"] = train.hardware_name(o.device)
-    record = dict(
-        model=o.model, settings=settings, made_with=made_with, notes={}, data={}, majority={}, results={}
-    )
+    record = {"model": o.model, "settings": settings, "made_with": made_with}
+    record |= {"notes": {}, "data": {}, "majority": {}, "results": {}}
     if path.exists():
         record = read_record(path)
         for name, value in settings.items():
             if (there := record["settings"].get(name)) != value:
                 raise ValueError(f"{path} was made with {name} {there}, not {value}; choose another --out")
     print(f"{o.model}: {o.device}, {o.dtype}, at most {o.max_length} tokens a row")
+    if o.predict:
+        answers.mkdir(exist_ok=True)
     for name in sorted(set(o.tasks) - {"AX"}, key=["MNLI", *TASKS].index):
         evaluate_task(name, o, tokenizer, record, answers)
         if o.mnli_init and "MNLI" in o.tasks and "MNLI" not in record["data"]:
@@ -458,7 +459,6 @@ def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
             model.save_pretrained(tuned)
         guesses = {stem: predict(model, rows[stem], o) for stem in {*labels, *asked}}
         for stem, path in paths.items():
-            path.parent.mkdir(exist_ok=True)
             write_submission(path, TASKS[name].labels, guesses[stem])
         facts = {"train_rows": len(y), "seconds": round(time.perf_counter() - start, 1)}
         for task, result in score(name, labels, guesses).items():
@@ -487,7 +487,7 @@ def spread(values) -> str:
 
 
 def seed_means(arm: dict, tasks, metric=None) -> dict:
-    """{seed: score} of {task: {seed: result}} for seeds that all tasks have: the mean over tasks of one metric,
+    """{seed: score} of {task: {seed: result}} for seeds that all tasks have: the mean over tasks of a metric,
     or of the mean of a task's metrics, which is GLUE's average (Wang et al. 2019, section 5)."""
     means = {}
     for seed in sorted(set.intersection(*(set(arm.get(task, {})) for task in tasks)), key=int):
@@ -556,8 +556,7 @@ def compare(specs) -> str:
     if not 1 < len(arms) == len(specs):
         raise ValueError("--compare needs two different names, as in A=runs/a B=runs/b")
     every, many = sum(arms.values(), []), min(map(len, arms.values())) > 1
-    found = [set(run["results"][ARMS[0]]) for run in every]
-    tasks = [name for name in TASKS if name in set.intersection(*found)]
+    tasks = [name for name in TASKS if all(name in run["results"][ARMS[0]] for run in every)]
     average = [name for name in tasks if name not in NO_AVERAGE]
 
     def sample(arm, names):
@@ -578,16 +577,14 @@ def compare(specs) -> str:
             table.append([label, spread(a), spread(b), gap, f"{p:.3f}", verdict])
         text += markdown(table) + "\n\n"
     unit = "pretraining runs" if many else "fine-tuning seeds: only their noise is known of a single run"
-    notes = [f"{arm}: pretraining runs {len(runs)}" for arm, runs in arms.items()]
-    notes += [f"{name}: not in every run, left out" for name in sorted(set.union(*found) - set(tasks))]
     conditions = [run["settings"] | run["data"] for run in every]
-    for key, value in conditions[0].items():
-        if key != "checkpoint" and any(other.get(key, value) != value for other in conditions):
-            notes.append(f"unequal conditions: {'the files of ' * (key in TASKS)}{key} differ between runs")
+    keys = sorted(set().union(*conditions) - {"checkpoint"})
+    unequal = [key for key in keys if any(c.get(key) != conditions[0].get(key) for c in conditions)]
     return f"""\
 {text}GLUE dev sets, percent: metrics averaged, then mean (standard deviation) over {unit}
+- pretraining runs: {", ".join(f"{arm} {len(runs)}" for arm, runs in arms.items())}
 - p of Welch's t-test: at 5%, one test in 20 finds a difference by luck
-""" + "\n".join(f"- {note}" for note in notes)
+- unequal conditions (of a task: its files; left out if a run lacks it): {", ".join(unequal) or "none"}"""
 
 
 @dataclass
