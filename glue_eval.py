@@ -213,9 +213,8 @@ def download(names, data_dir):
             failed.append(name)
             print(f"{name}: failed: {error}")
     if failed:
-        other = "take the folder from another copy of GLUE (gluebenchmark.com/tasks; for MRPC, the two "
-        other += "msr_paraphrase files and dev_ids.tsv will do)"
-        raise OSError(f"{', '.join(failed)} not downloaded: start again, or {other}")
+        other = "gluebenchmark.com/tasks; for MRPC, the two msr_paraphrase files and dev_ids.tsv will do"
+        raise OSError(f"{', '.join(failed)} not downloaded: start again, or take another copy ({other})")
 
 
 def fetch(url: str) -> bytes:
