@@ -517,8 +517,7 @@ def results_table(record) -> str:
 GLUE dev sets, percent, mean (standard deviation) over seeds {" ".join(seeds)} after the last epoch
 - {", ".join(f"{name} {value}" for name, value in settings.items())}
 - the average is without {" and ".join(NO_AVERAGE)}
-- ! at least one seed gives one answer for every row: nothing was learnt
-- * starts from the weights fine-tuned on MNLI
+- marks: ! a seed gives one answer for every row, it learnt nothing; * from the weights fine-tuned on MNLI
 """ + "\n".join(f"- {note}" for notes in record["notes"].values() for note in notes)
 
 
