@@ -32,8 +32,8 @@ class Options(train.Options):
     """train.py's options, and what a teacher adds."""
 
     teacher: str = option("", "checkpoint folder, ours or Hugging Face's; its vocabulary is the student's")
-    kd_alpha: float = option(0.5, "weight of the teacher in the loss; 0: train.py's loss")
-    kd_temperature: float = option(2.0, "softens both distributions; 1: as they are")
+    kd_alpha: float = option(0.5, "weight of the teacher in the loss; 0: train.py's loss", (0, 1))
+    kd_temperature: float = option(2.0, "softens both distributions; 1: as they are", (1e-2, 1e3))
     student_init: str = option(
         "scratch", "what the student takes from the teacher", choices=["scratch", "layers", "embeddings"]
     )
@@ -42,15 +42,14 @@ class Options(train.Options):
     def __post_init__(self):
         self.vocab = self.vocab or ("" if self.from_ else self.teacher)
 
-    limits = train.Options.limits | {"kd_alpha": (0, 1), "kd_temperature": (1e-2, 1e3)}
-
     def without_effect(self):
         """As in train.py, but --teacher always has an effect, and the vocabulary is not the student's own."""
-        rows = [row for row in super().without_effect() if row[2] not in (("teacher",), ("vocab_size",))]
-        rows.append((True, "--teacher, whose vocabulary is the student's", ("vocab_size",)))
-        rows.append((self.from_, "--from", ("student_init",)))
-        rows.append((self.kd_alpha == 0, "--kd-alpha 0", ("kd_temperature",)))
-        return rows
+        return [
+            *(row for row in super().without_effect() if row[2] not in ("teacher", "vocab_size")),
+            (True, "--teacher, whose vocabulary is the student's", "vocab_size"),
+            (self.from_, "--from", "student_init"),
+            (self.kd_alpha == 0, "--kd-alpha 0", "kd_temperature"),
+        ]
 
     def check(self, given, world: int = 1):
         """As in train.py. Raises ValueError."""
