@@ -29,7 +29,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -265,8 +265,7 @@ def digest_of(text: str, paths) -> str:
 def learn_vocabulary(paths, size: int) -> Tokenizer:
     """A WordPiece tokenizer learned from files: the same pieces under the same ids every time.
 
-    The learner numbers single characters in random order, and breaks ties by these numbers: so the characters
-    get theirs here, as if they were special tokens.
+    The learner would number single characters, and break ties, at random: here they come as special tokens.
     """
     learner, counts = BertWordPieceTokenizer(), Counter()
     for document in read_documents(paths):
@@ -468,9 +467,7 @@ def keep_memory():
 def write_table(path: Path, rows: list):
     """Write rows {column: value} as CSV, whole or not at all."""
     table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(table).writerows([rows[0], *(row.values() for row in rows)])  # the keys, then all values
     bert.atomic_write(path, lambda file: file.write(table.getvalue().encode()))
 
 
@@ -492,6 +489,12 @@ class Pretraining:
         if self.world > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one tokenises
+        # Matrix products in the chosen dtype; weights, softmax, LayerNorm and loss stay float32.
+        mixed = self.dtype != torch.float32
+        self.autocast = partial(torch.autocast, self.device.type, self.dtype, enabled=mixed)
+        # The rows of a step that this process computes, in --accumulate slices.
+        size, first = o.batch_size // (self.world * o.accumulate), self.rank * o.accumulate
+        self.shares = [slice(i * size, (i + 1) * size) for i in range(first, first + o.accumulate)]
         self.tokenizer, self.train_ids, self.held_out_ids, self.facts = prepare_text(o)
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
@@ -500,6 +503,7 @@ class Pretraining:
             raise ValueError(f"{o.from_ or o.vocab}: the vocabulary repeats or leaves out an entry")
         self.special = [self.vocab[token] for token in bert.SPECIAL_TOKENS]
         self.cls, self.sep, self.mask = self.special[2:]
+        self.eligible = partial(masking.eligible_positions, never=[self.cls, self.sep])  # bool [B, T] of ids
         self.continues = torch.tensor([piece.startswith("##") for piece in self.pieces], device=self.device)
         self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
         self.random_steps = as_steps(o.entropy_warmup, o.steps)
@@ -521,7 +525,9 @@ class Pretraining:
             self.memory, self.mean_entropy = torch.full(size, torch.nan, dtype=torch.float16), torch.zeros(())
             # After --entropy-warmup: how often each id was seen, and how often it was masked.
             self.seen, self.masked = torch.zeros(2, len(self.pieces), dtype=torch.long)
-        self.word_weights = self.imitate(o.like) if o.masking == "frequency" else self.counts[:0].clone()
+            self.word_weights = torch.zeros(0)
+        if o.masking == "frequency":
+            self.word_weights = self.imitate(o.like)
         if o.compile:
             self.compile()
 
@@ -573,9 +579,8 @@ class Pretraining:
 
     def compile(self):
         """torch.compile for encoder and head in place, tried on one piece; falls back and says why."""
-        models = [model for model in (self.model, self.teacher) if model]
-        parts = [part for model in models for part in (model.bert, model.cls["predictions"])]
-        ids = torch.zeros(self.shares()[0].stop, self.o.seq_len, dtype=torch.long, device=self.device)
+        parts = [part for m in (self.model, self.teacher) if m for part in (m.bert, m.cls["predictions"])]
+        ids = torch.zeros(self.shares[0].stop, self.o.seq_len, dtype=torch.long, device=self.device)
         try:
             for part in parts:
                 part.compile()
@@ -591,14 +596,6 @@ class Pretraining:
         tensor = torch.as_tensor(array)
         tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
         return tensor.to(self.device, non_blocking=True)
-
-    def autocast(self):
-        """Matrix products in the chosen dtype; weights, softmax, LayerNorm and loss stay float32."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def eligible(self, ids):
-        """bool [B, T]: the positions that may be masked."""
-        return masking.eligible_positions(ids, [self.cls, self.sep])
 
     def draw_exam(self):
         """Fixed held-out rows under fixed random masks, all [MASK]: (corrupted ids, places, labels)."""
@@ -617,14 +614,7 @@ class Pretraining:
             for batch in zip(*(part.split(64) for part in self.exam), strict=True):
                 ids, places, labels = (part.to(self.device) for part in batch)
                 sums += torch.stack(mlm_loss(model(ids, positions=places), labels))
-        loss, accuracy = (sums / self.exam[2].numel()).tolist()
-        return loss, accuracy
-
-    def shares(self) -> list[slice]:
-        """The rows of a step that this process computes, in --accumulate slices."""
-        size = self.o.batch_size // (self.world * self.o.accumulate)
-        first = self.rank * self.o.accumulate
-        return [slice(i * size, (i + 1) * size) for i in range(first, first + self.o.accumulate)]
+        return tuple((sums / self.exam[2].numel()).tolist())
 
     def choose(self, ids, index, rng: torch.Generator) -> torch.Tensor:
         """The positions to mask in the rows ids [B, T] of this step, numbers index [B]: bool [B, T]."""
@@ -662,7 +652,7 @@ class Pretraining:
         if candidates is not None and not o.whole_word:
             count = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
             places = masking.as_places(candidates, count)
-        for share in self.shares():
+        for share in self.shares:
             with self.autocast():
                 if places is None:
                     entropy[share] = masking.sequence_entropy(source, ids[share])
@@ -692,7 +682,7 @@ class Pretraining:
         labels = labels.gather(1, places)
         masked = (labels != IGNORE).float()
         read = torch.zeros(places.shape, device=self.device)  # entropies, nats
-        for share in self.shares():
+        for share in self.shares:
             loss, sums, read[share] = self.loss(corrupted[share], places[share], labels[share])
             (loss / masked.sum().clamp_min(1)).backward()  # of the whole step, all processes together
             self.sums += torch.cat((sums, masked[share].sum()[None]))
@@ -736,25 +726,22 @@ class Pretraining:
         return learning_rate(self.step, self.o.steps, as_steps(self.o.warmup, self.o.steps), self.o.lr)
 
     def means(self, held_out: float = 0.0) -> dict:
-        """The mean of each column since the last evaluation.
-
-        Raises ValueError where one is not finite, or a held-out loss thrice that of guessing at random.
-        """
+        """The mean of each column since the last evaluation. Raises ValueError where the run has diverged."""
         sums = self.sums.clone()
         if self.world > 1:
             dist.all_reduce(sums)
         *values, count = sums.tolist()
-        if not (np.isfinite(values).all() and held_out < 3 * np.log(len(self.vocab))):
+        if not (np.isfinite(values).all() and held_out < 3 * np.log(len(self.vocab))):  # thrice a blind guess
             kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
-            cure = "start anew with a lower --lr or --dtype float32"
-            raise ValueError(f"loss diverged or not finite at step {self.step} ({kept}); {cure}")
+            text = f"loss diverged or not finite at step {self.step} ({kept})"
+            raise ValueError(f"{text}; start anew with a lower --lr or --dtype float32")
         return {name: value / max(1, count) for name, value in zip(self.columns, values, strict=True)}
 
     def report(self, speed: float):
         """Evaluate, add a line to the log, warn if the masks collapse, save."""
         o, (loss, accuracy) = self.o, self.examine(self.model)
         means, past = self.means(loss), self.log[-1] if self.log else {"step": 0, "on_plateau": 1}
-        ids, places, masked = (part[self.shares()[0]] for part in self.last)
+        ids, places, masked = (part[self.shares[0]] for part in self.last)
         with self.autocast():
             blank = masking.blank_entropy(self.model, ids, places, self.mask).gather(1, places)
         entropy = ((blank * masked).sum() / masked.sum().clamp_min(1)).item()
@@ -816,8 +803,8 @@ class Pretraining:
             if not (fits and least >= 0 and 0 <= self.step <= self.o.steps):
                 raise ValueError
         except Exception as error:  # it is whole, but not of this program
-            text = f"the checkpoint in {self.o.out} does not fit this program ({type(error).__name__})"
-            raise ValueError(f"{text}: start anew with another --out") from None
+            text = f"{self.o.out}: its checkpoint does not fit this program ({type(error).__name__})"
+            raise ValueError(f"{text}; start anew with another --out") from None
 
     def run(self):
         """Train to --steps. Ctrl-C finishes the step and saves (under torchrun evaluations alone save)."""
@@ -906,8 +893,8 @@ def conclude(run: Pretraining):
     for i, sentence in enumerate(SENTENCES):  # with the model's three best words for the blank
         ids = torch.tensor([run.tokenizer.encode(sentence).ids], device=run.device)
         with masking.evaluating(run.model):
-            ranked = run.model(ids, positions=ids == run.mask).topk(3).indices[0]
-        words = " | ".join(run.pieces[word] for word in ranked)
+            logits = run.model(ids, positions=ids == run.mask)[0, : len(run.pieces)]
+        words = " | ".join(run.pieces[word] for word in logits.topk(3).indices)
         print("       " if i else "guesses", sentence.replace("[MASK]", f"[{words}]"))
     print(f"files   in {run.o.out}: model, tokenizer, log.csv, args.json, checkpoint.pt")
     print(f'next    python masking.py --model {run.o.out} --text "The cat sat on the mat, for it was tired."')
@@ -946,8 +933,7 @@ def launch(kind, run_kind, description, argv=None):
                     was = f"{flag(name)} {options[name]}"
                     raise ValueError(f"{out} was made with {was}, not {given[name]}; leave it out to resume")
         elif any(out.glob("checkpoint*.pt")) or (out / "model.safetensors").exists():
-            cure = "add --resume to go on with it, or choose another --out"
-            raise ValueError(f"{out} holds a run or a model already: {cure}")
+            raise ValueError(f"{out} holds a run or a model already: add --resume, or choose another --out")
         o = kind(**{**(state["options"] if state else {}), **given, "out": str(out)})
         o.check({} if state else given, int(os.environ.get("WORLD_SIZE", 1)))
         run = run_kind(o)
