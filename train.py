@@ -553,9 +553,7 @@ class Pretraining:
             raise ValueError(f"{folder} has another vocabulary than this run; try --vocab {folder}")
         model = bert.BertForMaskedLM.from_pretrained(folder, **changes)
         if model.config.max_position_embeddings < self.o.seq_len or model.config.vocab_size < len(self.vocab):
-            raise ValueError(
-                f"{folder} has too few positions for --seq-len, or word pieces for its tokenizer"
-            )
+            raise ValueError(f"{folder}: its model has too few positions for --seq-len, or word pieces")
         return model
 
     def imitate(self, folder) -> torch.Tensor:
