@@ -32,8 +32,8 @@ class Options(train.Options):
     """train.py's options, and what a teacher adds."""
 
     teacher: str = option("", "checkpoint folder, ours or Hugging Face's; its vocabulary is the student's")
-    kd_alpha: float = option(0.5, "weight of the teacher in the loss; 0: train.py's loss")
-    kd_temperature: float = option(2.0, "softens both distributions; 1: as they are")
+    kd_alpha: float = option(0.5, "weight of the teacher in the loss; 0: train.py's loss", (0, 1))
+    kd_temperature: float = option(2.0, "softens both distributions; 1: as they are", (1e-2, 1e3))
     student_init: str = option(
         "scratch", "what the student takes from the teacher", choices=["scratch", "layers", "embeddings"]
     )
@@ -42,15 +42,14 @@ class Options(train.Options):
     def __post_init__(self):
         self.vocab = self.vocab or ("" if self.from_ else self.teacher)
 
-    limits = train.Options.limits | {"kd_alpha": (0, 1), "kd_temperature": (1e-2, 1e3)}
-
     def without_effect(self):
         """As in train.py, but --teacher always has an effect, and the vocabulary is not the student's own."""
-        rows = [row for row in super().without_effect() if row[2] not in (("teacher",), ("vocab_size",))]
-        rows.append((True, "--teacher, whose vocabulary is the student's", ("vocab_size",)))
-        rows.append((self.from_, "--from", ("student_init",)))
-        rows.append((self.kd_alpha == 0, "--kd-alpha 0", ("kd_temperature",)))
-        return rows
+        return [
+            *(row for row in super().without_effect() if row[2] not in ("teacher", "vocab_size")),
+            (True, "--teacher, whose vocabulary is the student's", "vocab_size"),
+            (self.from_, "--from", "student_init"),
+            (self.kd_alpha == 0, "--kd-alpha 0", "kd_temperature"),
+        ]
 
     def check(self, given, world: int = 1):
         """As in train.py. Raises ValueError."""
@@ -140,13 +139,11 @@ class Distillation(train.Pretraining):
         self.extra_columns = {"teacher_loss": loss, "teacher_accuracy": accuracy}
         if self.rank == 0:
             size = sum(p.numel() for p in self.teacher.parameters())
+            kl = f"{o.kd_alpha:g} x {o.kd_temperature:g}^2 KL(teacher || student)"
             print(
                 f"teacher {o.teacher}: {size:,} parameters, held-out loss {loss:.3f}, accuracy {accuracy:.3f}"
             )
-            weights = (
-                f"{1 - o.kd_alpha:g} CE + {o.kd_alpha:g} x {o.kd_temperature:g}^2 KL(teacher || student)"
-            )
-            print(f"loss    {weights}; student starts from {o.from_ or o.student_init}")
+            print(f"loss    {1 - o.kd_alpha:g} CE + {kl}; student starts from {o.from_ or o.student_init}")
 
     def make_model(self) -> bert.BertForMaskedLM:
         """The student at the start."""
@@ -164,12 +161,11 @@ class Distillation(train.Pretraining):
         """
         o, rows = self.o, self.row_count
         passes = math.ceil(1 / o.mask_ratio) if o.reading == "blank" else 1
-        key = hashlib.sha256(
-            f"{self.facts['key']} {rows} {o.seq_len} {o.reading} {passes} {self.dtype}".encode()
-        )
+        facts = f"{self.facts['key']} {rows} {o.seq_len} {o.reading} {passes} {self.dtype}"
+        key, chunks = hashlib.sha256(facts.encode()), range(0, rows, CHUNK)
         for tensor in self.teacher.state_dict().values():
             key.update(tensor.cpu().numpy())
-        path, chunks = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.f16", range(0, rows, CHUNK)
+        path = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.f16"
         layout = {"offset": 4 * len(chunks), "shape": (rows, o.seq_len)}
         size = 4 * len(chunks) + 2 * rows * o.seq_len
         if self.rank == 0:
@@ -177,12 +173,9 @@ class Distillation(train.Pretraining):
                 if not (path.is_file() and path.stat().st_size == size):
                     bert.atomic_write(path, lambda file: file.write(bytes(size)))
                 table, start = np.memmap(path, np.float16, "r+", **layout), time.perf_counter()
-                checks = np.memmap(path, np.uint32, "r+", shape=len(chunks))
-                pairs = zip(chunks, checks, strict=True)
-                todo = [i for i, check in pairs if zlib.crc32(table[i : i + CHUNK]) != check]
-                for i in tqdm(
-                    todo, "teacher's entropies", unit=f" x {CHUNK} rows", leave=False, disable=None
-                ):
+                checks, unit = np.memmap(path, np.uint32, "r+", shape=len(chunks)), f" x {CHUNK} rows"
+                todo = [i for i in chunks if zlib.crc32(table[i : i + CHUNK]) != checks[i // CHUNK]]
+                for i in tqdm(todo, "teacher's entropies", unit=unit, leave=False, disable=None):
                     table[i : i + CHUNK] = self.entropies_of_rows(i, min(i + CHUNK, rows))
                     checks[i // CHUNK] = zlib.crc32(table[i : i + CHUNK])
                 table.flush()
@@ -232,10 +225,8 @@ class Distillation(train.Pretraining):
     def work(self) -> float:
         """As in train.py, with the teacher's forward pass; a table of entropies costs nothing."""
         o, ratio = self.o, self.o.mask_ratio
-        if self.table is None:
-            student = super().work()
-        else:
-            student = 3 * train.forward_flops(self.model.config, o.seq_len, ratio)
+        student = 3 * train.forward_flops(self.model.config, o.seq_len, ratio)
+        student = super().work() if self.table is None else student
         return student + (o.kd_alpha > 0) * train.forward_flops(self.teacher.config, o.seq_len, ratio)
 
 

@@ -8,7 +8,6 @@ random state.
 
 import argparse
 import ast
-import contextlib
 import csv
 import ctypes
 import gzip
@@ -16,7 +15,6 @@ import hashlib
 import io
 import json
 import lzma
-import math
 import os
 import platform
 import re
@@ -24,14 +22,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 import warnings
 import zlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -48,19 +47,20 @@ from masking import IGNORE, RULES, SCHEMES
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "4090": 165e12, "3090": 71e12}
 HELD_OUT = 0.02  # share of the documents
 EXAM_ROWS, EXAM_RATIO = 512, 0.15  # the shared held-out exam, whatever ratio a run trains with
-SEALED = ("train.ids", "held_out.ids", "tokenizer.json")  # a digest of these is kept with tokenised text
-STATE = ("step", "seconds", "log", "sums", "counts", "distinct", "remembered", "memory", "mean_entropy")
-STATE += ("seen", "masked", "word_weights")
 RATE_ROWS = 4096  # rows of the text on which --masking frequency is set up
 PLATEAU = 0.3  # nats below the unigram floor at which a run has left the plateau
 SENTENCES = ("The capital of France [MASK] Paris.", "The function [MASK] a list.", "It is one of the [MASK].")
+# What a checkpoint keeps beside weights and optimiser: first plain values, then tensors.
+STATE = ("step", "seconds", "log", "sums", "counts", "distinct", "remembered", "memory", "mean_entropy")
+STATE += ("seen", "masked", "word_weights")
 
 # ---- options ----
 
 
-def option(default, text, **settings):
-    """A field of Options: its default, its line in --help, and what else argparse should know."""
-    return field(default_factory=lambda: default, metadata={"help": text, **settings})
+def option(default, text, between=(0, 2**62), **settings):
+    """A field of Options: its default, its line in --help, bounds of a number, what else argparse knows."""
+    metadata = {"between": between, "argparse": {"help": text, **settings}}
+    return field(default_factory=lambda: default, metadata=metadata)
 
 
 def flag(name: str) -> str:
@@ -74,7 +74,7 @@ class Options:
 
     corpus: list = option([], ".txt, .gz or .xz files (default: documentation on this machine)", nargs="+")
     vocab: str = option("", "vocab.txt, one word piece a line (default: learned from the corpus)")
-    vocab_size: int = option(8192, "word pieces of a vocabulary learned from the corpus")
+    vocab_size: int = option(8192, "word pieces of a vocabulary learned from the corpus", (100, 2**31))
     max_tokens: int = option(0, "training tokens of the corpus that are used, 0 for all")
     cache: str = option(".cache", "folder for tokenised text")
     size: str = option("tiny", "model size", choices=list(bert.SIZES))
@@ -82,12 +82,12 @@ class Options:
     init: str = option(
         "offset-heads", "first heads look at the neighbours, or N(0, .02)", choices=["offset-heads", "normal"]
     )
-    dropout: float = option(0.0, "dropout of the pretraining")
-    seq_len: int = option(128, "tokens a row, [CLS] and [SEP] included")
-    batch_size: int = option(16, "rows a step, over all processes")
-    accumulate: int = option(1, "pieces in which a process computes its rows, to save memory")
-    steps: int = option(2000, "updates of the weights")
-    lr: float = option(1e-3, "highest learning rate")
+    dropout: float = option(0.0, "dropout of the pretraining", (0, 0.9))
+    seq_len: int = option(128, "tokens a row, [CLS] and [SEP] included", (8, 2**20))
+    batch_size: int = option(16, "rows a step, over all processes", (1, 2**62))
+    accumulate: int = option(1, "pieces in which a process computes its rows, to save memory", (1, 2**62))
+    steps: int = option(2000, "updates of the weights", (1, 2**62))
+    lr: float = option(1e-3, "highest learning rate", (1e-12, 1e3))
     warmup: float = option(0.05, "steps until it is reached (below 1: share of --steps); then linear to 0")
     masking: str = option(
         "self",
@@ -101,11 +101,11 @@ class Options:
         choices=["visible", "blank", "memory"],
     )
     entropy_every: int = option(0, "--reading memory: read blanks afresh in every n-th epoch; 0: never")
-    candidates: float = option(2.0, "blanks tried per mask in the blank reading")
+    candidates: float = option(2.0, "blanks tried per mask in the blank reading", (1, 1e3))
     select: str = option("sample", "rule that picks the masks by entropy", choices=list(RULES))
-    select_temperature: float = option(1.0, "tau of --select sample")
+    select_temperature: float = option(1.0, "tau of --select sample", (1e-3, 1e6))
     mask_ratio: float = option(0.15, "share of the tokens that is masked")
-    random_share: float = option(0.0, "part of the masks drawn at random instead")
+    random_share: float = option(0.0, "part of the masks drawn at random instead", (0, 1))
     entropy_warmup: float = option(0.3, "steps with random masks first (below 1: share of --steps)")
     whole_word: bool = option(False, "mask all pieces of a word together")
     corruption: str = option("80-10-10", "[MASK]-random-unchanged", choices=list(SCHEMES))
@@ -113,58 +113,54 @@ class Options:
     seed: int = option(0, "seed of weights, order, masks and dropout")
     out: str = option("runs/train", "folder for the model, its checkpoints, log.csv and args.json")
     resume: bool = option(False, "go on with the run in --out, under its options")
-    eval_every: int = option(250, "steps between evaluations, log lines and checkpoints")
+    eval_every: int = option(250, "steps between evaluations, log lines and checkpoints", (1, 2**62))
     compile: bool = option(False, "use torch.compile, if it works")
     dtype: str = option("auto", "auto: bfloat16 if fast here", choices=["auto", "float32", "bfloat16"])
     device: str = option("auto", "cpu, cuda, mps; auto: cuda if there is one")
 
-    # the least and the most that a number may be
-    limits = dict.fromkeys(("steps", "batch_size", "accumulate", "eval_every"), (1, 2**62))
-    limits |= dict.fromkeys(("max_tokens", "warmup", "entropy_warmup", "entropy_every", "seed"), (0, 2**62))
-    limits |= {"vocab_size": (100, 2**31), "seq_len": (8, 2**20), "lr": (1e-12, 1e3), "candidates": (1, 1e3)}
-    limits |= {"select_temperature": (1e-3, 1e6), "random_share": (0, 1), "dropout": (0, 0.9)}
-
     def without_effect(self) -> list:
         """(whether it applies, a choice, the options that have no effect with it)."""
+        masks, reading = f"--masking {self.masking}", f"--reading {self.reading}"
         reads_blanks = self.reading == "blank" or (self.reading == "memory" and self.entropy_every)
-        by_entropy = ("reading", "select", "select_temperature", "random_share", "entropy_warmup")
+        by_entropy = "reading select select_temperature random_share candidates entropy_every"
         return [
-            (self.from_, "--from", ("vocab", "vocab_size", "size", "init")),
-            (self.vocab, "--vocab", ("vocab_size",)),
-            (self.masking == "random", "--masking random", (*by_entropy, "candidates", "entropy_every")),
-            (
-                self.masking == "frequency",
-                "--masking frequency",
-                (*by_entropy[:4], "candidates", "whole_word"),
-            ),
-            (self.masking != "teacher", f"--masking {self.masking}", ("teacher",)),
-            (self.masking != "frequency", f"--masking {self.masking}", ("like",)),
-            (not reads_blanks, f"--reading {self.reading}", ("candidates",)),
-            (self.reading != "memory", f"--reading {self.reading}", ("entropy_every",)),
-            (self.select != "sample", f"--select {self.select}", ("select_temperature",)),
+            (self.from_, "--from", "vocab vocab_size size init"),
+            (self.vocab, "--vocab", "vocab_size"),
+            (self.masking == "random", masks, by_entropy + " entropy_warmup"),
+            (self.masking == "frequency", masks, by_entropy + " whole_word"),
+            (self.masking != "frequency", masks, "like"),
+            (self.masking != "teacher", masks, "teacher"),
+            (not reads_blanks, reading, "candidates"),
+            (self.reading != "memory", reading, "entropy_every"),
+            (self.select != "sample", f"--select {self.select}", "select_temperature"),
         ]
 
-    def check(self, given: dict, world: int = 1):
-        """Refuse numbers out of range and options given that would have no effect. Raises ValueError."""
+    def check(self, given, world: int = 1):
+        """Refuse values that cannot be and options given that would have no effect. Raises ValueError."""
         for applies, choice, names in self.without_effect():
-            for name in names:
+            for name in names.split():
                 if applies and name in given:
                     raise ValueError(f"{flag(name)} has no effect with {choice}: leave one of them out")
         if self.masking != "random" and self.select == "random":
             raise ValueError("--select random reads entropies for nothing: say --masking random")
-        if self.masking == "teacher" and not self.teacher:
-            raise ValueError("--masking teacher needs --teacher FOLDER")
-        if self.masking == "frequency" and not self.like:
-            raise ValueError("--masking frequency needs --like FOLDER, a run whose masks it imitates")
+        for choice, name in (("teacher", "teacher"), ("frequency", "like")):
+            if self.masking == choice and not getattr(self, name):
+                raise ValueError(f"--masking {choice} needs {flag(name)} FOLDER")
         if self.reading == "memory" and self.masking != "self":
             raise ValueError("--reading memory remembers a model's own entropies: it needs --masking self")
-        for name, (least, most) in self.limits.items():
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{flag(name)} {getattr(self, name)} is not between {least} and {most}")
+        for f in fields(self):
+            value, (least, most) = getattr(self, f.name), f.metadata["between"]
+            choices = f.metadata["argparse"].get("choices", [value])
+            if type(value) is not type(f.default_factory()) or value not in choices:
+                raise ValueError(f"{flag(f.name)} cannot be {value!r}")
+            if isinstance(value, (int, float)) and not least <= value <= most:
+                raise ValueError(f"{flag(f.name)} {value} is not between {least} and {most}")
+        list(map(Path, self.corpus))  # raises for what is no path
         masking.mask_budget(self.seq_len - 2, self.mask_ratio)  # raises for a bad ratio
         if self.batch_size % (self.accumulate * world):
-            parts = f"{self.accumulate} pieces x {world} processes"
-            raise ValueError(f"--batch-size {self.batch_size} is no multiple of {parts}")
+            raise ValueError(
+                f"--batch-size {self.batch_size} is no multiple of {self.accumulate * world} pieces"
+            )
 
 
 def parse_options(kind, description, argv=None) -> dict:
@@ -174,7 +170,7 @@ def parse_options(kind, description, argv=None) -> dict:
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     for f in fields(kind):
-        default, settings = f.default_factory(), dict(f.metadata)
+        default, settings = f.default_factory(), dict(f.metadata["argparse"])
         settings["help"] += "" if default is False or default in ("", []) else f" (default: {default})"
         if isinstance(default, bool):
             settings["action"] = "store_true"
@@ -190,34 +186,29 @@ def parse_options(kind, description, argv=None) -> dict:
 def builtin_corpus(cache) -> Path:
     """English documentation on this machine as a text file in the cache, one document per source file.
 
-    The docstrings of the standard library, torch and numpy, read as text through `ast`: nothing is imported
-    or run. Native functions get theirs as an argument of a call, so every long string is looked at; kept are
+    Strings of the sources of Python, torch and numpy, read through `ast`: nothing is imported or run. Native
+    functions get their docstrings as an argument of a call, so every long string is looked at; kept are
     paragraphs that are mostly words and no code.
     """
-    roots = [Path(sysconfig.get_path("stdlib")), Path(torch.__file__).parent, Path(np.__file__).parent]
+    roots = [Path(module.__file__).parent for module in (os, torch, np)]
     path = Path(cache) / f"documentation-{platform.python_version()}-{torch.__version__}-{np.__version__}.txt"
-    word = re.compile(r"(?<!\S)[(\"'`]*[A-Za-z][a-z'-]*[.,;:?!)\"'`]*(?!\S)")
     if path.is_file():
         return path
-    documents = []
-    sources = [(root, source) for root in roots for source in sorted(root.rglob("*.py"))]
+    word = re.compile(r"(?<!\S)[(\"'`]*[A-Za-z][a-z'-]*[.,;:?!)\"'`]*(?!\S)")
+    sources, documents = [(root, source) for root in roots for source in sorted(root.rglob("*.py"))], []
     for root, source in tqdm(sources, "reading documentation", leave=False, disable=None):
         if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(source.relative_to(root).parts):
             continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = ast.parse(source.read_text(encoding="utf-8", errors="replace"))
-        except (SyntaxError, ValueError, RecursionError, OSError):
-            continue  # a template or a test of the parser: no documentation either
-        constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-        strings = [text for text in constants if isinstance(text, str) and len(text) > 40]
-        blocks = [block.split() for text in strings for block in re.split(r"\n\s*\n", text)]
-        blocks = [block for block in blocks if len(block) >= 6 and ">>>" not in block]
-        prose = [" ".join(block) for block in blocks]
-        prose = [text for text in prose if len(word.findall(text)) >= 0.7 * len(text.split())]
-        documents.append("\n".join(prose) + "\n\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
+        # a template, or a test of the parser, is no documentation either
+        with suppress(SyntaxError, ValueError, RecursionError, OSError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source.read_text(encoding="utf-8", errors="replace"))
+            constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+            strings = [text for text in constants if isinstance(text, str) and len(text) > 40]
+            blocks = [block.split() for text in strings for block in re.split(r"\n\s*\n", text)]
+            prose = [" ".join(block) for block in blocks if len(block) >= 6 and ">>>" not in block]
+            prose = [text for text in prose if len(word.findall(text)) >= 0.7 * len(text.split())]
+            documents.append("\n".join(prose) + "\n\n")
     bert.atomic_write(path, lambda file: file.write("".join(documents).encode("utf-8", "replace")))
     return path
 
@@ -226,21 +217,13 @@ def read_documents(paths):
     """The documents of .txt, .gz or .xz files, each a list of paragraphs; one of over 1,000 is cut."""
     for path in paths:
         opener = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
-        document = []
         try:
             with opener(path, "rt", encoding="utf-8") as file:
-                for paragraph in map(str.strip, file):
-                    if paragraph:
-                        document.append(paragraph)
-                    if document and (not paragraph or len(document) == 1000):
+                for has_text, paragraphs in groupby(map(str.strip, file), bool):
+                    while has_text and (document := list(islice(paragraphs, 1000))):
                         yield document
-                        document = []
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged or truncated ({error}); get it again") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{path} is not UTF-8 text") from None
-        if document:
-            yield document
+        except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged, truncated or not UTF-8 text ({error})") from None
 
 
 def tokenise(documents, tokenizer: Tokenizer, folder: Path) -> dict:
@@ -250,34 +233,23 @@ def tokenise(documents, tokenizer: Tokenizer, folder: Path) -> dict:
     count as the same, and the first one wins on both sides together: none is in both. A literal "[MASK]" in a
     text stays text. Memory grows with the number of paragraphs (a hash of each), not with their length.
     """
-    facts = {"documents": 0, "paragraphs": 0, "duplicates": 0, "characters": 0}
-    seen, waiting = set(), {"train": [], "held_out": []}
+    counted, seen = np.zeros(4, np.int64), set()
     tokenizer.encode_special_tokens = True
-
-    def flush(side):
-        with open(folder / f"{side}.ids", "ab") as file:
-            for encoding in tokenizer.encode_batch_fast(waiting[side], add_special_tokens=False):
-                file.write(np.array(encoding.ids, np.int32).tobytes())
-        waiting[side].clear()
-
-    for document in tqdm(documents, "tokenising", unit=" documents", leave=False, disable=None):
-        new = []
-        for paragraph in document:
-            plain = re.sub(r"\d+", "0", " ".join(paragraph.lower().split()))
-            key = hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=8).digest()
-            if key not in seen:
-                seen.add(key)
-                new.append(paragraph)
-        draw = zlib.crc32("\n".join(new).encode("utf-8", "replace")) / 2**32
-        side = "held_out" if draw < HELD_OUT else "train"
-        waiting[side] += new
-        if len(waiting[side]) > 5000:
-            flush(side)
-        counts = (1, len(document), len(document) - len(new), sum(map(len, new)))
-        facts = {name: total + n for (name, total), n in zip(facts.items(), counts, strict=True)}
-    for side in waiting:
-        flush(side)
-    return facts
+    with open(folder / "train.ids", "wb") as train, open(folder / "held_out.ids", "wb") as held_out:
+        for document in tqdm(documents, "tokenising", unit=" documents", leave=False, disable=None):
+            new = []
+            for paragraph in document:
+                plain = re.sub(r"\d+", "0", " ".join(paragraph.lower().split()))
+                key = hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=8).digest()
+                if key not in seen:
+                    seen.add(key)
+                    new.append(paragraph)
+            draw = zlib.crc32("\n".join(new).encode("utf-8", "replace")) / 2**32
+            for encoding in tokenizer.encode_batch_fast(new, add_special_tokens=False):
+                (held_out if draw < HELD_OUT else train).write(np.array(encoding.ids, np.int32).tobytes())
+            counted += (1, len(document), len(document) - len(new), sum(map(len, new)))
+    names = ("documents", "paragraphs", "duplicates", "characters")
+    return dict(zip(names, counted.tolist(), strict=True))
 
 
 def digest_of(text: str, paths) -> str:
@@ -290,88 +262,71 @@ def digest_of(text: str, paths) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_facts(folder: Path) -> dict | None:
-    """What was counted in a folder of tokenised text; None where the folder is missing or damaged."""
-    try:
-        facts = bert.read_json(folder / "facts.json")
-        digest = facts.pop("digest")
-        return facts if digest == digest_of(json.dumps(facts), map(folder.joinpath, SEALED)) else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def learn_vocabulary(paths, size: int) -> Tokenizer:
     """A WordPiece tokenizer learned from files: the same pieces under the same ids every time.
 
-    The learner numbers single characters in random order, and breaks ties by these numbers: so the characters
-    get theirs here, as if they were special tokens.
+    The learner would number single characters, and break ties, at random: here they come as special tokens.
     """
     learner, counts = BertWordPieceTokenizer(), Counter()
     for document in read_documents(paths):
         counts.update(learner.normalize(" ".join(document)))
     frequent = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
     alphabet = sorted(frequent[: min(1000, size // 4)])
-    within = [c for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
-    first = [*bert.SPECIAL_TOKENS, *alphabet, *("##" + c for c in within)]
+    within = ["##" + c for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
+    first = [*bert.SPECIAL_TOKENS, *alphabet, *within]
     settings = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "special_tokens": first}
     paragraphs = (paragraph for document in read_documents(paths) for paragraph in document)
     learner.train_from_iterator(paragraphs, size, show_progress=False, **settings)
     return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab()).to_str())
 
 
-def write_text(folder: Path, paths, tokenizer: Tokenizer | None, vocab_size: int) -> dict:
-    """Tokenise a corpus into a new folder, whole or not at all; learn the vocabulary if there is none.
+def tokenise_once(folder: Path, paths, tokenizer: Tokenizer | None, vocab_size: int) -> dict:
+    """Tokenise a corpus into a folder, unless it is there; learn the vocabulary if there is none.
 
-    Returns what was counted.
+    Returns what was counted. This is written last, with a digest: without it a folder is not whole.
     """
-    work = folder.with_suffix(".tmp")
-    for path in (work, folder):
-        if path.exists():
-            print(f"{path} is not complete or damaged: made again", flush=True)
-            shutil.rmtree(path)
+    sealed = [folder / name for name in ("train.ids", "held_out.ids", "tokenizer.json")]
+    with suppress(OSError, ValueError, KeyError):
+        facts = bert.read_json(folder / "facts.json")
+        if facts.pop("digest") == digest_of(json.dumps(facts), sealed):
+            return facts
+    if folder.exists():
+        print(f"{folder} is not complete or damaged: made again", flush=True)
+        shutil.rmtree(folder)
     try:
-        work.mkdir()
+        folder.mkdir()
         if not tokenizer:
             print(f"learning a vocabulary of {vocab_size:,} word pieces", flush=True)
             tokenizer = learn_vocabulary(paths, vocab_size)
-        facts = tokenise(read_documents(paths), tokenizer, work)
-        bert.save_tokenizer(tokenizer, work)
-        digest = digest_of(json.dumps(facts), map(work.joinpath, SEALED))
-        bert.write_json(work / "facts.json", facts | {"digest": digest})
-        work.rename(folder)
+        facts = tokenise(read_documents(paths), tokenizer, folder)
+        bert.save_tokenizer(tokenizer, folder)
+        bert.write_json(folder / "facts.json", facts | {"digest": digest_of(json.dumps(facts), sealed)})
         return facts
-    except OSError as error:
-        if error.filename or not error.errno:  # it says where
-            raise
-        raise OSError(f"cannot write {work} ({error.strerror})") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # it does not say where
+            raise OSError(f"cannot write {folder} ({error.strerror})") from None
+        raise
 
 
 def prepare_text(o: Options):
-    """Tokenise the corpus once, into a cache folder named after its content and vocabulary.
+    """(tokenizer, training ids, held-out ids, facts); ids are memory-mapped, one stream a side.
 
-    Returns (tokenizer, training ids, held-out ids, facts); ids are memory-mapped, one stream a side. Of
-    several processes one tokenises, and the others wait. Raises OSError or ValueError for a corpus or
-    vocabulary that is missing, damaged or too short.
+    Tokenised once, into a cache folder named after the corpus and vocabulary: of several processes one does
+    it, and the others wait. Raises OSError or ValueError where these are missing, damaged or too short.
     """
-    cache = Path(o.cache)
+    cache, body = Path(o.cache), o.seq_len - 2
     cache.mkdir(parents=True, exist_ok=True)
     tokenizer = bert.load_tokenizer(o.from_ or o.vocab) if o.from_ or o.vocab else None
-    paths = o.corpus
-    if not paths:
-        with bert.lock(cache / "documentation.lock", wait=True):
-            paths = [builtin_corpus(cache)]
-    folder = cache / digest_of(tokenizer.to_str() if tokenizer else f"learn {o.vocab_size} pieces", paths)
-    with bert.lock(folder.with_suffix(".lock"), wait=True):
-        facts = read_facts(folder) or write_text(folder, paths, tokenizer, o.vocab_size)
-    files = [folder / f"{side}.ids" for side in ("train", "held_out")]
-    train, held_out = (
-        np.memmap(f, np.int32, "r") if f.stat().st_size else np.empty(0, np.int32) for f in files
-    )
-    body = o.seq_len - 2
+    with bert.lock(cache / "text.lock", wait=True):
+        paths = [Path(path) for path in o.corpus] or [builtin_corpus(cache)]
+        folder = cache / digest_of(tokenizer.to_str() if tokenizer else f"learn {o.vocab_size} pieces", paths)
+        facts = tokenise_once(folder, paths, tokenizer, o.vocab_size)
+    files = [folder / "train.ids", folder / "held_out.ids"]
+    sides = [np.memmap(f, np.int32, "r") if f.stat().st_size else np.empty(0, np.int32) for f in files]
+    train, held_out = sides
     if min(len(train), len(held_out)) < body:  # few documents: the end of the text is held out instead
-        everything = np.concatenate((train, held_out))
+        everything = np.concatenate(sides)
         cut = max(0, len(everything) - max(body, int(HELD_OUT * len(everything))))
         train, held_out = everything[:cut], everything[cut:]
     train = train[: o.max_tokens or None]
@@ -495,17 +450,16 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         device = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    # A CPU without instructions for bfloat16 imitates it, slower than float32; not every version can say.
+    fast = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # a CPU without these instructions emulates bfloat16, slower than float32
-        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in every version
-        fast = device.type == "cpu" and probe()
     return device, getattr(torch, dtype if dtype != "auto" else "bfloat16" if fast else "float32")
 
 
 def keep_memory():
     """On Linux: the C library keeps freed memory. Else large tensors are new, and cleared, in every step."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
         for parameter, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
             ctypes.CDLL(None).mallopt(parameter, value)
 
@@ -513,9 +467,7 @@ def keep_memory():
 def write_table(path: Path, rows: list):
     """Write rows {column: value} as CSV, whole or not at all."""
     table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(table).writerows([rows[0], *(row.values() for row in rows)])  # the keys, then all values
     bert.atomic_write(path, lambda file: file.write(table.getvalue().encode()))
 
 
@@ -537,31 +489,46 @@ class Pretraining:
         if self.world > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one tokenises
+        # Matrix products in the chosen dtype; weights, softmax, LayerNorm and loss stay float32.
+        mixed = self.dtype != torch.float32
+        self.autocast = partial(torch.autocast, self.device.type, self.dtype, enabled=mixed)
+        # The rows of a step that this process computes, in --accumulate slices.
+        size, first = o.batch_size // (self.world * o.accumulate), self.rank * o.accumulate
+        self.shares = [slice(i * size, (i + 1) * size) for i in range(first, first + o.accumulate)]
         self.tokenizer, self.train_ids, self.held_out_ids, self.facts = prepare_text(o)
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
-        self.cls, self.sep, self.mask = (self.vocab[token] for token in ("[CLS]", "[SEP]", "[MASK]"))
-        pieces = sorted(self.vocab, key=self.vocab.get)
-        if max(self.vocab.values()) >= len(pieces):
+        self.pieces = sorted(self.vocab, key=self.vocab.get)
+        if max(self.vocab.values()) >= len(self.pieces):
             raise ValueError(f"{o.from_ or o.vocab}: the vocabulary repeats or leaves out an entry")
-        self.continues = torch.tensor([piece.startswith("##") for piece in pieces], device=self.device)
+        self.special = [self.vocab[token] for token in bert.SPECIAL_TOKENS]
+        self.cls, self.sep, self.mask = self.special[2:]
+        self.eligible = partial(masking.eligible_positions, never=[self.cls, self.sep])  # bool [B, T] of ids
+        self.continues = torch.tensor([piece.startswith("##") for piece in self.pieces], device=self.device)
         self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
+        self.random_steps = as_steps(o.entropy_warmup, o.steps)
         parts = np.array_split(self.train_ids, 1 + len(self.train_ids) // 2**22)  # bincount makes a copy
-        counts = torch.from_numpy(sum(np.bincount(part, minlength=len(pieces)) for part in parts))
+        counts = torch.from_numpy(sum(np.bincount(part, minlength=len(self.pieces)) for part in parts))
         self.unigram = (counts + 1.0) / (counts + 1.0).sum()  # word frequencies, add-one smoothing
         self.exam = self.draw_exam()
         self.floor = -self.unigram.log()[self.exam[2]].mean().item()  # nats
-        self.teacher = self.load_reference(o.teacher) if o.teacher else None
+        self.teacher = self.read_model(o.teacher).requires_grad_(False).to(self.device) if o.teacher else None
         self.model = self.make_model().train().to(self.device)
         self.optimizer = make_optimizer(self.model, o.lr)
-        # For --reading memory: the entropy of every token of the text when it was last a blank, NaN: never.
-        size = (self.row_count, o.seq_len) if o.reading == "memory" else (0,)
-        self.memory = torch.full(size, torch.nan, dtype=torch.float16, device=self.device)
-        self.mean_entropy = torch.zeros((), device=self.device)  # running mean of the blanks' entropies, nats
-        # After --entropy-warmup: how often each token id was seen, and how often it was masked.
-        self.seen, self.masked = torch.zeros(2, len(pieces), dtype=torch.float64, device=self.device)
-        self.word_weights = self.imitate(o.like) if o.masking == "frequency" else torch.zeros(0)
-        self.reset_sums()
+        with self.device:
+            # Since the last evaluation: sums of the columns and of masked tokens; how often each id was
+            # masked; ids masked in a step, summed over the steps; masks chosen by a remembered entropy.
+            self.sums, self.counts = torch.zeros(len(self.columns) + 1), torch.zeros(len(self.pieces))
+            self.distinct, self.remembered = torch.zeros(2)
+            # For --reading memory: the entropy of every token of the text when it was last a blank, NaN:
+            # never; and the running mean of the blanks' entropies. Nats.
+            size = (self.row_count, o.seq_len) if o.reading == "memory" else (0,)
+            self.memory, self.mean_entropy = torch.full(size, torch.nan, dtype=torch.float16), torch.zeros(())
+            # After --entropy-warmup: how often each id was seen, and how often it was masked.
+            self.seen, self.masked = torch.zeros(2, len(self.pieces), dtype=torch.long)
+            self.word_weights = torch.zeros(0)
+        if o.masking == "frequency":
+            self.word_weights = self.imitate(o.like)
         if o.compile:
             self.compile()
 
@@ -570,10 +537,7 @@ class Pretraining:
         o = self.o
         changes = {"hidden_dropout_prob": o.dropout, "attention_probs_dropout_prob": o.dropout}
         if o.from_:
-            model = bert.BertForMaskedLM.from_pretrained(o.from_, **changes)
-            if model.config.vocab_size < len(self.vocab) or model.config.max_position_embeddings < o.seq_len:
-                raise ValueError(f"--seq-len {o.seq_len} or the tokenizer of {o.from_} exceeds its model")
-            return model
+            return self.read_model(o.from_, **changes)
         changes |= {"vocab_size": len(self.vocab), "max_position_embeddings": max(512, o.seq_len)}
         model = bert.BertForMaskedLM(bert.BertConfig.preset(o.size, **changes))
         rng = torch.Generator().manual_seed(stream(o.seed, "weights"))
@@ -584,30 +548,27 @@ class Pretraining:
             model.cls["predictions"].bias.data.copy_(self.unigram.log())
         return model
 
-    def load_reference(self, folder) -> bert.BertForMaskedLM:
-        """A frozen model with this run's vocabulary. Raises ValueError if it has another."""
+    def read_model(self, folder, **changes) -> bert.BertForMaskedLM:
+        """The model of a folder. Raises ValueError if its vocabulary is another or its size too small."""
         if bert.load_tokenizer(folder).get_vocab() != self.vocab:
             raise ValueError(f"{folder} has another vocabulary than this run; try --vocab {folder}")
-        model = bert.BertForMaskedLM.from_pretrained(folder).requires_grad_(False)
-        if model.config.max_position_embeddings < self.o.seq_len:
-            raise ValueError(f"{folder} has too few positions for --seq-len {self.o.seq_len}")
-        if model.config.vocab_size < len(self.vocab):
-            raise ValueError(f"{folder}: the tokenizer has more entries than the model's vocabulary")
-        return model.to(self.device)
+        model = bert.BertForMaskedLM.from_pretrained(folder, **changes)
+        if model.config.max_position_embeddings < self.o.seq_len or model.config.vocab_size < len(self.vocab):
+            raise ValueError(f"{folder}: its model has too few positions for --seq-len, or word pieces")
+        return model
 
     def imitate(self, folder) -> torch.Tensor:
         """Weights [V] of token ids with which `sample` masks each as often as the run in a folder did."""
-        path, pieces = Path(folder) / "masked.csv", sorted(self.vocab, key=self.vocab.get)
+        path = Path(folder) / "masked.csv"
         try:
             with open(path, encoding="utf-8", newline="") as file:
-                rows = [(row["token"], int(row["seen"]), int(row["masked"])) for row in csv.DictReader(file)]
+                rows = {row["token"]: (int(row["seen"]), int(row["masked"])) for row in csv.DictReader(file)}
+            if list(rows) != self.pieces:
+                raise ValueError
         except (KeyError, TypeError, ValueError, csv.Error):
-            raise ValueError(
-                f"{path} is damaged: end that run with --resume, which writes it again"
-            ) from None
-        if [row[0] for row in rows] != pieces:
-            raise ValueError(f"{path} counts other word pieces than this run has; try --vocab {folder}")
-        seen, masked = torch.tensor([row[1:] for row in rows]).T
+            cure = f"end that run with --resume, or try --vocab {folder}"
+            raise ValueError(f"{path} is damaged or counts other word pieces: {cure}") from None
+        seen, masked = torch.tensor(list(rows.values())).T
         if not masked.any():
             raise ValueError(f"{path} counts no masks yet: that run has not passed its --entropy-warmup")
         rates = (masked + self.o.mask_ratio) / (seen + 1)  # what was never seen is masked like the average
@@ -617,9 +578,8 @@ class Pretraining:
 
     def compile(self):
         """torch.compile for encoder and head in place, tried on one piece; falls back and says why."""
-        models = [model for model in (self.model, self.teacher) if model]
-        parts = [part for model in models for part in (model.bert, model.cls["predictions"])]
-        ids = torch.zeros(self.shares()[0].stop, self.o.seq_len, dtype=torch.long, device=self.device)
+        parts = [part for m in (self.model, self.teacher) if m for part in (m.bert, m.cls["predictions"])]
+        ids = torch.zeros(self.shares[0].stop, self.o.seq_len, dtype=torch.long, device=self.device)
         try:
             for part in parts:
                 part.compile()
@@ -630,18 +590,11 @@ class Pretraining:
                 part._compiled_call_impl = None
         self.optimizer.zero_grad()
 
-    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+    def send(self, array) -> torch.Tensor:
         """To the device; from pinned memory, so that nobody waits for a GPU that is still at work."""
+        tensor = torch.as_tensor(array)
         tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
         return tensor.to(self.device, non_blocking=True)
-
-    def autocast(self):
-        """Matrix products in the chosen dtype; weights, softmax, LayerNorm and loss stay float32."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def eligible(self, ids):
-        """bool [B, T]: the positions that may be masked."""
-        return masking.eligible_positions(ids, [self.cls, self.sep])
 
     def draw_exam(self):
         """Fixed held-out rows under fixed random masks, all [MASK]: (corrupted ids, places, labels)."""
@@ -657,41 +610,32 @@ class Pretraining:
         """Held-out loss (nats a token) and accuracy of a model: the yardstick all masking rules share."""
         sums = torch.zeros(2, device=self.device)
         with masking.evaluating(model), self.autocast():
-            for ids, places, labels in zip(
-                *(part.to(self.device).split(64) for part in self.exam), strict=True
-            ):
+            for batch in zip(*(part.split(64) for part in self.exam), strict=True):
+                ids, places, labels = (part.to(self.device) for part in batch)
                 sums += torch.stack(mlm_loss(model(ids, positions=places), labels))
-        loss, accuracy = (sums / self.exam[2].numel()).tolist()
-        return loss, accuracy
-
-    def shares(self) -> list[slice]:
-        """The rows of a step that this process computes, in --accumulate slices."""
-        size = self.o.batch_size // (self.world * self.o.accumulate)
-        first = self.rank * self.o.accumulate
-        return [slice((first + i) * size, (first + i + 1) * size) for i in range(self.o.accumulate)]
+        return tuple((sums / self.exam[2].numel()).tolist())
 
     def choose(self, ids, index, rng: torch.Generator) -> torch.Tensor:
         """The positions to mask in the rows ids [B, T] of this step, numbers index [B]: bool [B, T]."""
-        o, eligible, candidates = self.o, self.eligible(ids), None
+        o, eligible, rule = self.o, self.eligible(ids), self.o.select
         words = ~self.continues[ids] if o.whole_word else None
-        if o.masking == "random" or self.step < as_steps(o.entropy_warmup, o.steps):
-            return masking.select_positions("random", eligible, o.mask_ratio, generator=rng, word_start=words)
-        if o.masking == "frequency":
-            return masking.select_positions(
-                "sample", eligible, o.mask_ratio, self.word_weights[ids], generator=rng
-            )
+        entropy = candidates = known = None
         epoch = self.step * o.batch_size // self.row_count
-        known = None
-        if o.reading == "memory" and not (o.entropy_every and epoch % o.entropy_every == 0):
-            entropy = self.memory[self.send(torch.from_numpy(index))].float()
+        if o.masking == "random" or self.step < self.random_steps:
+            rule = "random"
+        elif o.masking == "frequency":
+            rule, entropy = "sample", self.word_weights[ids]
+        elif o.reading == "memory" and not (o.entropy_every and epoch % o.entropy_every == 0):
+            entropy = self.memory[self.send(index)].float()
             known = ~entropy.isnan()
             entropy = torch.where(known, entropy, self.mean_entropy)
         else:
             if o.reading != "visible":
                 candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, words)
             entropy = self.entropies(ids, index, candidates)
-        settings = (entropy, candidates, o.select_temperature, rng, o.random_share, words)
-        selected = masking.select_positions(o.select, eligible, o.mask_ratio, *settings)
+        share = 0.0 if rule == "random" else o.random_share
+        settings = (entropy, candidates, o.select_temperature, rng, share, words)
+        selected = masking.select_positions(rule, eligible, o.mask_ratio, *settings)
         if known is not None:
             self.remembered += (selected & known).sum()
         return selected
@@ -707,7 +651,7 @@ class Pretraining:
         if candidates is not None and not o.whole_word:
             count = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
             places = masking.as_places(candidates, count)
-        for share in self.shares():
+        for share in self.shares:
             with self.autocast():
                 if places is None:
                     entropy[share] = masking.sequence_entropy(source, ids[share])
@@ -726,21 +670,19 @@ class Pretraining:
 
     def update(self):
         """One step: rows, masks, gradient, new weights. Waits for no GPU (but for --whole-word)."""
-        o, special = self.o, [self.vocab[token] for token in bert.SPECIAL_TOKENS]
-        rng = torch.Generator(self.device).manual_seed(stream(o.seed, "masks", self.step))
+        o, rng = self.o, torch.Generator(self.device).manual_seed(stream(self.o.seed, "masks", self.step))
         torch.manual_seed(stream(o.seed, "dropout", self.step) + self.rank)
         index = rows_of_step(o, self.step, self.row_count)
         ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep))
         selected = self.choose(ids, index, rng)
-        settings = (self.mask, len(self.vocab), special, o.corruption, rng)
+        settings = (self.mask, len(self.vocab), self.special, o.corruption, rng)
         corrupted, labels = masking.corrupt(ids, selected, *settings)
         places = masking.as_places(selected, self.masks_per_row)
         labels = labels.gather(1, places)
         masked = (labels != IGNORE).float()
         read = torch.zeros(places.shape, device=self.device)  # entropies, nats
-        for share in self.shares():
-            loss, sums, entropy = self.loss(corrupted[share], places[share], labels[share])
-            read[share] = entropy
+        for share in self.shares:
+            loss, sums, read[share] = self.loss(corrupted[share], places[share], labels[share])
             (loss / masked.sum().clamp_min(1)).backward()  # of the whole step, all processes together
             self.sums += torch.cat((sums, masked[share].sum()[None]))
         if self.world > 1:
@@ -752,27 +694,21 @@ class Pretraining:
             group["lr"] = self.lr()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        counts = torch.zeros_like(self.counts).scatter_add_(
-            0, labels.clamp_min(0).flatten(), masked.flatten()
-        )
+        counts = torch.zeros_like(self.counts).index_add_(0, labels.clamp_min(0).flatten(), masked.flatten())
         self.counts += counts
         self.distinct += (counts > 0).sum()
-        if self.step >= as_steps(o.entropy_warmup, o.steps):
-            self.seen.index_add_(0, ids.flatten(), self.eligible(ids).flatten().double())
-            self.masked += counts
+        if self.step >= self.random_steps:
+            self.seen.index_add_(0, ids.flatten(), self.eligible(ids).flatten().long())
+            self.masked += counts.long()
         if o.reading == "memory":
+            if self.world > 1:
+                dist.all_reduce(read)  # rows of other processes are 0 so far
             blank = masked * (corrupted.gather(1, places) == self.mask)  # 1 where [MASK] was read
-            self.remember(self.send(torch.from_numpy(index)), places, read, blank)
+            mean = (read * blank).sum() / blank.sum().clamp_min(1)
+            self.mean_entropy = torch.where(self.mean_entropy > 0, self.mean_entropy.lerp(mean, 0.01), mean)
+            where = self.send(index)[:, None], places
+            self.memory[where] = torch.where(blank > 0, read.half(), self.memory[where])
         self.last, self.step = (corrupted, places, masked), self.step + 1
-
-    def remember(self, index, places, entropy, blank):
-        """Keep the entropies [B, k] of the masks that read [MASK] (blank [B, k]: 1), for later."""
-        if self.world > 1:
-            dist.all_reduce(entropy)  # rows of other processes are 0 so far
-        mean = (entropy * blank).sum() / blank.sum().clamp_min(1)
-        self.mean_entropy = torch.where(self.mean_entropy > 0, self.mean_entropy.lerp(mean, 0.01), mean)
-        before = self.memory[index[:, None], places]
-        self.memory[index[:, None], places] = torch.where(blank > 0, entropy.to(before.dtype), before)
 
     def work(self) -> float:
         """Operations a trained token, on average over the run; a backward pass costs two forward passes."""
@@ -781,80 +717,62 @@ class Pretraining:
             return training
         source = self.teacher if o.masking == "teacher" else self.model
         decoded = 1.0 if o.reading == "visible" else min(1.0, o.candidates * o.mask_ratio)
-        late = max(0.0, 1 - as_steps(o.entropy_warmup, o.steps) / o.steps)  # share of steps with entropies
-        late /= o.entropy_every or 1
+        late = max(0.0, 1 - self.random_steps / o.steps) / (o.entropy_every or 1)  # share of steps that read
         return training + late * forward_flops(source.config, o.seq_len, decoded)
 
     def lr(self) -> float:
         """The learning rate of the coming step."""
         return learning_rate(self.step, self.o.steps, as_steps(self.o.warmup, self.o.steps), self.o.lr)
 
-    def reset_sums(self):
-        """Start the sums of a new stretch between two evaluations."""
-        self.sums = torch.zeros(len(self.columns) + 1, device=self.device)
-        self.counts = torch.zeros(len(self.vocab), device=self.device)  # how often each token id was masked
-        self.distinct = torch.zeros((), device=self.device)  # token ids masked in a step, summed over steps
-        self.remembered = torch.zeros((), device=self.device)  # masks chosen by a remembered entropy
-
     def means(self, held_out: float = 0.0) -> dict:
-        """The mean of each column since the last evaluation.
-
-        Raises ValueError where one is not finite, or a held-out loss thrice that of guessing at random.
-        """
+        """The mean of each column since the last evaluation. Raises ValueError where the run has diverged."""
         sums = self.sums.clone()
         if self.world > 1:
             dist.all_reduce(sums)
         *values, count = sums.tolist()
-        if not (np.isfinite(values).all() and held_out < 3 * math.log(len(self.vocab))):
+        if not (np.isfinite(values).all() and held_out < 3 * np.log(len(self.vocab))):  # thrice a blind guess
             kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
-            raise ValueError(
-                f"loss diverged or not finite at step {self.step} ({kept}); "
-                "start anew with a lower --lr or --dtype float32"
-            )
+            text = f"loss diverged or not finite at step {self.step} ({kept})"
+            raise ValueError(f"{text}; start anew with a lower --lr or --dtype float32")
         return {name: value / max(1, count) for name, value in zip(self.columns, values, strict=True)}
 
     def report(self, speed: float):
         """Evaluate, add a line to the log, warn if the masks collapse, save."""
-        o, past, (loss, accuracy) = self.o, self.log, self.examine(self.model)
-        means = self.means(loss)
-        ids, places, masked = (part[self.shares()[0]] for part in self.last)
+        o, (loss, accuracy) = self.o, self.examine(self.model)
+        means, past = self.means(loss), self.log[-1] if self.log else {"step": 0, "on_plateau": 1}
+        ids, places, masked = (part[self.shares[0]] for part in self.last)
         with self.autocast():
             blank = masking.blank_entropy(self.model, ids, places, self.mask).gather(1, places)
-        entropy = (blank * masked).sum() / masked.sum().clamp_min(1)
+        entropy = ((blank * masked).sum() / masked.sum().clamp_min(1)).item()
         common = (self.counts.max() / self.counts.sum()).item()
+        distinct = self.distinct.item() / (self.step - past["step"])
+        plateau = past["on_plateau"] and loss > self.floor - PLATEAU
         line = {"step": self.step, "tokens": self.step * o.batch_size * o.seq_len, **means}
-        line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "masked_entropy": entropy.item()}
-        line["on_plateau"] = int(loss > self.floor - PLATEAU and all(line["on_plateau"] for line in past))
-        line["distinct_ids"] = self.distinct.item() / (self.step - (past[-1]["step"] if past else 0))
+        line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "masked_entropy": entropy}
+        line |= {"on_plateau": int(plateau), "distinct_ids": distinct}
         if o.reading == "memory":
             line["remembered_share"] = (self.remembered / self.counts.sum()).item()
-        line |= {
-            "commonest_share": common,
-            "lr": self.lr(),
-            "seconds": round(self.seconds, 2),
-            **self.extra_columns,
-        }
-        self.log.append({**line, "tokens_per_second": round(speed)})
-        self.reset_sums()
-        if self.rank == 0:
-            where = "on the plateau" if line["on_plateau"] else f"{loss - self.floor:+.2f} from the floor"
-            masks = f"entropy {entropy:.2f}, {line['distinct_ids']:.0f} ids a step, commonest {common:.1%}"
-            score = f"held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}"
-            score += "".join(
-                f", {name.replace('_', ' ')} {value:.3f}" for name, value in self.extra_columns.items()
-            )
-            tqdm.write(f"step {self.step:,}: {score}; masked {masks}")
-            above = loss - min(line["held_out_loss"] for line in self.log)
-            if above > 0.3 or common > 2.5 * self.unigram.max().item():
-                cause = "" if o.masking == "random" else "; see README, When masks collapse"
-                text = f"held-out loss {above:.2f} above its best, commonest id {common:.1%} of the masks"
-                tqdm.write(f"WARNING: {text}{cause}")
-            self.save()
+        line |= {"commonest_share": common, "lr": self.lr(), "seconds": round(self.seconds, 2)}
+        self.log.append({**line, **self.extra_columns, "tokens_per_second": round(speed)})
+        for tensor in (self.sums, self.counts, self.distinct, self.remembered):
+            tensor.zero_()
+        if self.rank:
+            return
+        where = "on the plateau" if plateau else f"{loss - self.floor:+.2f} from the floor"
+        extra = "".join(f", {name.replace('_', ' ')} {x:.3f}" for name, x in self.extra_columns.items())
+        score = f"held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}{extra}"
+        masks = f"masked entropy {entropy:.2f}, {distinct:.0f} ids a step, commonest {common:.1%}"
+        tqdm.write(f"step {self.step:,}: {score}; {masks}")
+        above = loss - min(line["held_out_loss"] for line in self.log)
+        if above > 0.3 or common > 2.5 * self.unigram.max().item():
+            cause = "" if o.masking == "random" else "; see README, When masks collapse"
+            masks = f"commonest id {common:.1%} of the masks{cause}"
+            tqdm.write(f"WARNING: held-out loss {above:.2f} above its best, {masks}")
+        self.save()
 
     def save(self):
         """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), model folder, log, counts."""
-        out = Path(self.o.out)
-        state = {name: getattr(self, name) for name in STATE}
+        out, state = Path(self.o.out), {name: getattr(self, name) for name in STATE}
         state |= {"options": asdict(self.o), "key": self.facts["key"]}
         state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         bert.atomic_write(out / "checkpoint.new", lambda file: torch.save(state, file))
@@ -863,33 +781,29 @@ class Pretraining:
         os.replace(out / "checkpoint.new", out / "checkpoint.pt")
         self.model.save_pretrained(out, self.tokenizer)
         write_table(out / "log.csv", self.log or [{"step": self.step}])
-        counts = zip(self.seen.long().tolist(), self.masked.long().tolist(), strict=True)
-        pieces = zip(sorted(self.vocab, key=self.vocab.get), counts, strict=True)
-        write_table(out / "masked.csv", [{"token": t, "seen": n, "masked": m} for t, (n, m) in pieces])
+        counts = zip(self.pieces, self.seen.tolist(), self.masked.tolist(), strict=True)
+        write_table(out / "masked.csv", [{"token": t, "seen": n, "masked": m} for t, n, m in counts])
 
     def load(self, state: dict):
         """Take up the run where a checkpoint left it."""
         if state["key"] != self.facts["key"]:
-            raise ValueError(
-                f"the text is not the one that {self.o.out} began with: put it back, or start anew"
-            )
+            raise ValueError(f"{self.o.out} began with another text: put it back, or start anew")
         try:
             self.model.load_state_dict(state["weights"])
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-            self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+            self.step, self.seconds, self.log = (state[name] for name in STATE[:3])
             for name in STATE[3:]:
                 getattr(self, name).copy_(state[name])
-            pairs = [(p, name) for p in self.model.parameters() for name in ("exp_avg", "exp_avg_sq")]
-            fits = [self.optimizer.state[p][name].shape == p.shape for p, name in pairs]
-            numbers = ("step", "seconds", "held_out_loss", "held_out_accuracy", "on_plateau")
-            fits += [line[name] >= 0 for line in self.log for name in numbers]
-            fits += [type(self.step) is int, 0 <= self.step <= self.o.steps]
-            if not all(fits):
+            moments = [(self.optimizer.state[p], p.shape) for p in self.model.parameters()]
+            fits = all(m["exp_avg"].shape == m["exp_avg_sq"].shape == shape for m, shape in moments)
+            names = ("step", "seconds", "held_out_loss", "held_out_accuracy", "on_plateau")
+            least = min((line[name] for line in self.log for name in names), default=0)
+            if not (fits and least >= 0 and 0 <= self.step <= self.o.steps):
                 raise ValueError
         except Exception as error:  # it is whole, but not of this program
-            text = f"the checkpoint in {self.o.out} does not fit this program ({type(error).__name__})"
-            raise ValueError(f"{text}: start anew with another --out") from None
+            text = f"{self.o.out}: its checkpoint does not fit this program ({type(error).__name__})"
+            raise ValueError(f"{text}; start anew with another --out") from None
 
     def run(self):
         """Train to --steps. Ctrl-C finishes the step and saves (under torchrun evaluations alone save)."""
@@ -907,15 +821,14 @@ class Pretraining:
                 evaluates = self.step % o.eval_every == 0 or self.step == o.steps
                 if evaluates or stop or (self.step - first) % 20 == 0:
                     means = self.means()  # waits for the device
-                    shown = {name: f"{value:.3f}" for name, value in means.items()}
                     seconds = time.perf_counter() - mark
                     speed = (self.step - marked) * o.batch_size * o.seq_len / seconds
+                    shown = {name: f"{value:.3f}" for name, value in means.items()}
                     shown |= {"lr": f"{self.lr():.1e}", "tokens/s": f"{speed:,.0f}"}
                     if peak and self.dtype == torch.bfloat16:
                         shown["mfu"] = f"{self.work() * speed / peak / self.world:.0%}"
                     bar.set_postfix(shown)
-                    # The first steps warm up: they are no measure of speed.
-                    if evaluates or stop or self.step == first + 20:
+                    if evaluates or stop or self.step == first + 20:  # the first steps are no measure
                         self.seconds += seconds
                         if evaluates:
                             self.report(speed)
@@ -929,13 +842,6 @@ class Pretraining:
         if stop:
             raise KeyboardInterrupt
 
-    def guess(self, sentence: str) -> str:
-        """The sentence with the model's three best words in its blank."""
-        ids = torch.tensor([self.tokenizer.encode(sentence).ids], device=self.device)
-        with masking.evaluating(self.model):
-            best = self.model(ids, positions=ids == self.mask).topk(3).indices[0].tolist()
-        return sentence.replace("[MASK]", "[" + " | ".join(map(self.tokenizer.id_to_token, best)) + "]")
-
 
 # ---- start and end ----
 
@@ -947,38 +853,30 @@ def hardware_name(device: torch.device) -> str:
 
 def describe(run: Pretraining):
     """Print what a run is before it starts, and write it to args.json."""
-    o, model, facts = run.o, run.model, run.facts
-    sizes = [
-        sum(p.numel() for p in part.parameters())
-        for part in (model, model.bert.embeddings, model.bert.encoder)
-    ]
+    o, facts, model, git = run.o, run.facts, run.model, ""
+    with suppress(OSError):  # git is not installed
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        git = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     hardware = {"device": str(run.device), "name": hardware_name(run.device)}
     hardware |= {"cpus": os.cpu_count(), "processes": run.world}
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout
-    except OSError:  # git is not installed
-        git = ""
     record = {"command": " ".join(sys.argv), "options": asdict(o), "versions": versions, "hardware": hardware}
-    record |= {"git_commit": git.strip(), "text": facts, "unigram_floor": run.floor}
+    record |= {"git_commit": git, "text": facts, "unigram_floor": run.floor}
     bert.write_json(Path(o.out) / "args.json", record)
-    work, epochs = run.work() / 1e6, o.steps * o.batch_size / run.row_count
+    parts = (model, model.bert.embeddings, model.bert.encoder)
+    sizes = [sum(p.numel() for p in part.parameters()) for part in parts]
     source = ", ".join(o.corpus) or "documentation on this machine"
-    masks = f"{o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens a row, {o.corruption}"
-    if o.masking == "frequency":
-        masks += f", like {o.like} after {as_steps(o.entropy_warmup, o.steps):,} random steps"
-    elif o.masking != "random":
-        first = as_steps(o.entropy_warmup, o.steps)
-        masks += f", {o.select} of {o.reading} entropy after {first:,} random steps"
+    epochs = o.steps * o.batch_size / run.row_count
+    chosen = f"like {o.like}" if o.masking == "frequency" else f"{o.select} of {o.reading} entropy"
+    chosen = "" if o.masking == "random" else f", {chosen} after {run.random_steps:,} random steps"
     print(f"""\
 model   {o.from_ or o.size}: {sizes[0]:,} parameters ({sizes[1]:,} embeddings, {sizes[2]:,} encoder)
 text    {source}, {facts["characters"] / 1e6:.1f} million characters
         ({facts["duplicates"]:,} of {facts["paragraphs"]:,} paragraphs are duplicates, left out)
 tokens  {len(run.train_ids):,} to learn, {len(run.held_out_ids):,} held out; {len(run.vocab):,} word pieces
 steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens, {epochs:.1f} epochs
-masks   {masks}
-device  {hardware_name(run.device)}, {str(run.dtype)[6:]}, {work:.1f} MFLOP a token
+masks   {o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens a row, {o.corruption}{chosen}
+device  {hardware_name(run.device)}, {str(run.dtype)[6:]}, {run.work() / 1e6:.1f} MFLOP a token
 floor   {run.floor:.3f} nats a token for knowing word frequencies alone, held out; the unigram plateau
         ends {PLATEAU} below it""")
 
@@ -987,42 +885,38 @@ def conclude(run: Pretraining):
     """Print what a run found, and what to type next."""
     best = min(run.log, key=lambda line: line["held_out_loss"])
     left = next((line for line in run.log if not line["on_plateau"]), None)
-    below = run.floor - best["held_out_loss"]
-    score = f"held-out loss {best['held_out_loss']:.3f}, {below:.2f} nats below the unigram floor"
-    print(f"best    {score}, accuracy {best['held_out_accuracy']:.3f} at step {best['step']:,}")
-    print(f"plateau left by step {left['step']:,}, {left['seconds']:.0f} s" if left else "plateau never left")
-    print("guesses " + "\n        ".join(run.guess(sentence) for sentence in SENTENCES))
+    plateau = f"left by step {left['step']:,}, {left['seconds']:.0f} s" if left else "never left"
+    below = f"{run.floor - best['held_out_loss']:.2f} nats below the unigram floor"
+    accuracy = f"accuracy {best['held_out_accuracy']:.3f} at step {best['step']:,}"
+    print(f"best    held-out loss {best['held_out_loss']:.3f}, {below}, {accuracy}\nplateau {plateau}")
+    for i, sentence in enumerate(SENTENCES):  # with the model's three best words for the blank
+        ids = torch.tensor([run.tokenizer.encode(sentence).ids], device=run.device)
+        with masking.evaluating(run.model):
+            logits = run.model(ids, positions=ids == run.mask)[0, : len(run.pieces)]
+        words = " | ".join(run.pieces[word] for word in logits.topk(3).indices)
+        print("       " if i else "guesses", sentence.replace("[MASK]", f"[{words}]"))
     print(f"files   in {run.o.out}: model, tokenizer, log.csv, args.json, checkpoint.pt")
     print(f'next    python masking.py --model {run.o.out} --text "The cat sat on the mat, for it was tired."')
 
 
-def known(kind, options) -> bool:
-    """Whether these are the options of dataclass `kind`, each of its type and one of its choices."""
-    if not isinstance(options, dict) or set(options) != {f.name for f in fields(kind)}:
-        return False
-    values = [(options[f.name], type(f.default_factory()), f.metadata.get("choices")) for f in fields(kind)]
-    fit = all(type(value) is kind and value in (choices or [value]) for value, kind, choices in values)
-    return fit and all(isinstance(path, str) for path in options["corpus"])  # open(3) opens what has no name
-
-
-def read_checkpoint(out: Path) -> dict:
-    """The newest checkpoint that can be read; a damaged one is named. Raises ValueError if none can."""
-    for name in ("checkpoint.new", "checkpoint.pt", "checkpoint.previous.pt"):
-        path = out / name
+def read_checkpoint(out: Path, kind) -> dict:
+    """The newest checkpoint that fits the options `kind`; others are named. Raises ValueError without one."""
+    for path in (out / "checkpoint.new", out / "checkpoint.pt", out / "checkpoint.previous.pt"):
         if path.exists():
             try:
                 state = bert.read_torch(path)
+                if set(state["options"]) != {f.name for f in fields(kind)}:
+                    raise ValueError
+                kind(**state["options"]).check({})
                 return {name: state[name] for name in ("options", "key", *STATE, "weights", "optimizer")}
             except Exception as error:
-                print(
-                    f"{path} is damaged ({type(error).__name__}); trying the one before it", file=sys.stderr
-                )
-    raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
+                print(f"{path} is damaged or of another program ({type(error).__name__})", file=sys.stderr)
+    raise ValueError(f"{out} holds no checkpoint of this program to resume from; start without --resume")
 
 
 def launch(kind, run_kind, description, argv=None):
     """A whole program: options, a new or a resumed run, its end, errors in one sentence."""
-    given, program, run = parse_options(kind, description, argv), Path(sys.argv[0]).name, None
+    given, program = parse_options(kind, description, argv), Path(sys.argv[0]).name
     out, state, held = Path(given.get("out", kind().out)), None, None
     keep_memory()
     try:
@@ -1031,21 +925,16 @@ def launch(kind, run_kind, description, argv=None):
         if out.is_dir() and os.environ.get("RANK", "0") == "0":
             held = bert.lock(out / ".lock")
         if given.get("resume"):
-            state = read_checkpoint(out)
-            if not known(kind, state["options"]):
-                raise ValueError(f"{out} holds a run of another program or version: resume it with that one")
+            state = read_checkpoint(out, kind)
+            options = state["options"]
             for name in sorted(set(given) - {"out", "resume", "cache", "device"}):
-                if given[name] != state["options"][name]:
-                    was = f"{flag(name)} {state['options'][name]}"
+                if given[name] != options[name]:
+                    was = f"{flag(name)} {options[name]}"
                     raise ValueError(f"{out} was made with {was}, not {given[name]}; leave it out to resume")
-        elif (out / "checkpoint.pt").exists() or (out / "checkpoint.previous.pt").exists():
-            raise ValueError(
-                f"{out} holds a run already: add --resume to go on with it, or choose another --out"
-            )
+        elif any(out.glob("checkpoint*.pt")) or (out / "model.safetensors").exists():
+            raise ValueError(f"{out} holds a run or a model already: add --resume, or choose another --out")
         o = kind(**{**(state["options"] if state else {}), **given, "out": str(out)})
         o.check({} if state else given, int(os.environ.get("WORLD_SIZE", 1)))
-        if (out / "model.safetensors").exists():
-            raise ValueError(f"{out} holds another model (model.safetensors): choose another --out")
         run = run_kind(o)
         if state:
             run.load(state)

@@ -241,5 +241,5 @@ def test_bad_input_gets_one_clear_sentence(case, distil, tmp_path, monkeypatch):
 
 def test_a_run_is_resumed_by_the_program_that_began_it(distil, train):
     train()
-    with pytest.raises(SystemExit, match="another program"):
+    with pytest.raises(SystemExit, match="no checkpoint of this program"):
         distil("--resume")
