@@ -39,7 +39,9 @@ def operations(folder: Path, options: dict, distilled: bool) -> float:
     names = {f.name for f in train.fields(train.Options)}
     config = SimpleNamespace(config=BertConfig.from_folder(folder))
     o = train.Options(**{name: value for name, value in options.items() if name in names})
-    work = train.Pretraining.work(SimpleNamespace(o=o, model=config, teacher=config))
+    run = SimpleNamespace(o=o, model=config, teacher=config)
+    run.random_steps = train.as_steps(o.entropy_warmup, o.steps)
+    work = train.Pretraining.work(run)
     if distilled:
         work += train.forward_flops(BertConfig.from_folder(options["teacher"]), o.seq_len, o.mask_ratio)
     return work
