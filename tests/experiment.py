@@ -32,6 +32,13 @@ ARMS = {
     "memory": "self, memory, sample",
     "kd-random": "random, with distillation",
 }
+LINES = {  # of the figures: colour and name
+    "random-0": ("blue", "random"),
+    "blank-high-0": ("green", "blank, high"),
+    "visible-high-0": ("red", "visible, high, 80-10-10"),
+    "visible-high-all-mask-0": ("orange", "visible, high, all [MASK]"),
+    "visible-high-half-random-0": ("purple", "visible, high, half random"),
+}
 
 
 def operations(folder: Path, options: dict, distilled: bool) -> float:
@@ -158,6 +165,50 @@ def glue_table() -> str:
     return markdown(table)
 
 
+def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
+    """Held-out loss on the way, at equal steps and at equal operations: of as many random steps."""
+    runs, arms = {row["run"]: row for row in read("runs")}, by_arm(read("curves"))
+    cheapest = min(float(row["mflop_a_token"]) for row in runs.values())
+    table = [["masks", "equal", *(f"{step:,} steps" for step in milestones)]]
+    for arm, rows in arms.items():
+        losses = {}
+        for row in rows:
+            losses.setdefault(int(row["step"]), []).append(float(row["held_out_loss"]))
+        steps, means = sorted(losses), [np.mean(losses[step]) for step in sorted(losses)]
+        table.append([ARMS[arm], "steps", *(f"{np.interp(step, steps, means):.3f}" for step in milestones)])
+        extra = float(runs[rows[0]["run"]]["mflop_a_token"]) / cheapest - 1
+        if extra > 0.01:
+            first = 0.0 if arm.startswith("kd") else 0.3 * steps[-1]  # steps that cost what random ones do
+            rate = 1 + extra * steps[-1] / (steps[-1] - first)
+            reached = [min(step, first) + max(0, step - first) / rate for step in milestones]
+            cells = (f"{np.interp(step, steps, means):.3f}" for step in reached)
+            table.append([ARMS[arm], "operations", *cells])
+    return markdown(table)
+
+
+def chart(title: str, column: str, unit: str, bounds: str, last: int = 2000) -> str:
+    """A figure as GitHub draws it: one column of curves.csv for the runs in LINES, up to a step."""
+    colours = ", ".join(colour for colour, _ in LINES.values())
+    names = ", ".join(f"{name} {colour}" for colour, name in LINES.values())
+    rows = [row for row in read("curves") if int(row["step"]) <= last]
+    curves = {run: [row for row in rows if row["run"] == run] for run in LINES}
+    steps = [row["step"] for row in curves["random-0"]]
+    settings = {"themeVariables": {"xyChart": {"plotColorPalette": colours}}}
+    lines = [f"```mermaid\n%%{{init: {json.dumps(settings)}}}%%\nxychart-beta", f'    title "{title}"']
+    lines += [f'    x-axis "step" [{", ".join(steps)}]', f'    y-axis "{unit}" {bounds}']
+    for run in LINES:
+        lines.append(f"    line [{', '.join(f'{float(row[column]):.4g}' for row in curves[run])}]")
+    return "\n".join([*lines, "```", f"({names})"])
+
+
+def figures() -> str:
+    """The two figures of stability."""
+    return f"""\
+{chart("Held-out loss", "held_out_loss", "nats", "4 --> 9")}
+
+{chart("Distinct token ids masked in a step", "distinct_ids", "ids", "200 --> 600")}"""
+
+
 def main():
     """The program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -165,7 +216,7 @@ def main():
     options = parser.parse_args()
     if options.collect:
         collect(options.collect)
-    print(f"{pretraining_table()}\n\n{glue_table()}")
+    print("\n\n".join((pretraining_table(), glue_table(), curve_table(), figures())))
 
 
 if __name__ == "__main__":
