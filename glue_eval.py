@@ -1,13 +1,15 @@
 """Fine-tune a checkpoint on GLUE and print one table a reader can trust: `python glue_eval.py --help`.
 
 GLUE: Wang et al. 2019 (arXiv 1804.07461). Fine-tuning: Devlin et al. 2019 (arXiv 1810.04805), appendix A.3.
-In reading order: metrics, tasks and their files, fine-tuning, the run, tables, options.
+In reading order: metrics, tasks and files, download, fine-tuning, the run, tables, options.
 Every random number is a function of (seed, task, purpose): an interrupted run goes on as if it never stopped.
 """
 
 import hashlib
 import io
+import json
 import math
+import platform
 import re
 import shutil
 import sys
@@ -16,7 +18,6 @@ import urllib.request
 import warnings
 import zipfile
 import zlib
-from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +27,16 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import model as bert
-import train
-from train import option
+from train import (
+    flag,
+    hardware_name,
+    keep_memory,
+    learning_rate,
+    make_optimizer,
+    option,
+    parse_options,
+    pick_hardware,
+)
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
 MSR_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
@@ -35,6 +44,7 @@ ARMS = ("pretrained", "from scratch")
 FROM_MNLI = ("RTE", "MRPC", "STS-B")  # small and close to MNLI: what --mnli-init is for
 ANSWERS = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm", "diagnostic": "AX"}  # else the task
 HIDDEN = ("test", "diagnostic")  # files without labels begin so
+MSR_FILES = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt")
 NO_AVERAGE = ("WNLI", "AX")  # WNLI's dev set contradicts its training set; AX has no training set
 
 # ---- metrics: functions of (labels, predictions), both [N] ----
@@ -140,29 +150,39 @@ TASKS = {
 }
 
 
-# One file: N tuples of sentences, labels [N] (int64 classes, float32 scores; None: hidden), how many rows are
-# ragged (more or fewer columns than the file has), and a checksum
-Split = namedtuple("Split", "texts labels ragged checksum")
+@dataclass
+class Split:
+    """One file: N tuples of sentences and their labels [N] (classes int64, scores float32; None: hidden)."""
+
+    texts: list
+    labels: np.ndarray | None
+    ragged: int = 0  # rows with more or fewer columns than the file has
 
 
 def read_split(path: Path, task: Task) -> Split:
-    """Read a TSV file; quotes are text, since sentences hold single ones. Raises ValueError with its line."""
+    """Read a TSV file; quotes are text, for sentences hold single ones. Raises ValueError with file and line.
+
+    A ragged row is left out and counted, unless labels are hidden: there every row needs an answer.
+    """
     texts, labels, ragged, text, width = [], [], 0, task.text, max(task.text) + 1
-    data, hidden = path.read_bytes(), path.stem.startswith(HIDDEN)
-    lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "replace", newline="\n")  # sentences may hold \r
-    for number, line in enumerate(lines, 1):
-        cells = line.rstrip("\r\n").split("\t")
-        if number == 1 and (hidden or task.header):
-            hidden = hidden and cells[-1].lower() != "label"
-            text, width = task.test_text if hidden else task.text, len(cells)
-            if not all(-width <= column < width for column in (*text, 0 if hidden else task.label)):
-                break
-            continue
-        ragged += len(cells) != width and any(cells)
-        if len(cells) != width and not (hidden and any(cells)):  # without labels, every row needs an answer
-            continue
-        texts.append(tuple((cells + [""] * (width - len(cells)))[column] for column in text))
-        if not hidden:
+    hidden = path.stem.startswith(HIDDEN)
+    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as file:  # sentences may hold \r
+        for number, line in enumerate(file, 1):
+            cells = line.rstrip("\r\n").split("\t")
+            if number == 1 and (hidden or task.header):
+                hidden = hidden and cells[-1].lower() != "label"
+                text, width = task.test_text if hidden else task.text, len(cells)
+                if not all(-width <= column < width for column in (*text, 0 if hidden else task.label)):
+                    raise ValueError(f"{path} has too few columns for GLUE's layout; get the file again")
+                continue
+            if len(cells) != width:
+                ragged += any(cells)
+                if not hidden or not any(cells):
+                    continue
+                cells += [""] * width
+            texts.append(tuple(cells[column] for column in text))
+            if hidden:
+                continue
             label = cells[task.label]
             if not (label in task.labels if task.labels else SCORE.fullmatch(label)):
                 wanted = " or ".join(task.labels) or "a number from 0 to 5"
@@ -170,8 +190,7 @@ def read_split(path: Path, task: Task) -> Split:
             labels.append(task.labels.index(label) if task.labels else float(label))
     if not texts:
         raise ValueError(f"{path} holds no rows in GLUE's layout; get the file again")
-    labels = None if hidden else np.array(labels, np.int64 if task.labels else np.float32)
-    return Split(texts, labels, ragged, zlib.crc32(data))
+    return Split(texts, None if hidden else np.array(labels, np.int64 if task.labels else np.float32), ragged)
 
 
 def task_folder(name: str, data_dir) -> Path:
@@ -189,11 +208,17 @@ def load_task(name: str, data_dir, with_test: bool = True):
         if not path.is_file():
             notes.append(f"{name} {stem}: no {path.name} in {path.parent}, skipped")
             continue
-        texts, _, ragged, _ = splits[stem] = read_split(path, TASKS[name])
-        if ragged or len(texts) != official:
-            rows = f"{len(texts):,} of {official:,} rows" + f" ({ragged:,} ragged)" * (ragged > 0)
+        split = splits[stem] = read_split(path, TASKS[name])
+        if split.ragged:
+            kept = "kept" if split.labels is None else "skipped"
+            notes.append(f"{name} {stem}: {split.ragged:,} ragged rows {kept}")
+        if len(split.texts) != official:
+            rows = f"{len(split.texts):,} of {official:,} rows"
             notes.append(f"{name} {stem}: {rows}: not comparable with published scores")
     return splits, notes
+
+
+# ---- download ----
 
 
 def download(names, data_dir):
@@ -201,54 +226,80 @@ def download(names, data_dir):
     failed = []
     for name in names:
         try:
-            notes = load_task(name, data_dir)[1]
-        except ValueError as error:  # a damaged file
-            notes = [str(error)]
+            if not load_task(name, data_dir)[1]:
+                print(f"{name}: complete, kept")
+                continue
+        except ValueError as error:
+            print(error)  # a damaged file: fetched again
         try:
-            if notes:
-                fetch_task(name, task_folder(name, data_dir))
-                notes = load_task(name, data_dir)[1]
-            print("\n".join(notes) or f"{name}: complete")
+            fetch_task(name, task_folder(name, data_dir))
+            print("\n".join(load_task(name, data_dir)[1]) or f"{name}: complete")
         except Exception as error:  # of network, archive or disk: the other tasks go on
             failed.append(name)
             print(f"{name}: failed: {error}")
     if failed:
-        other = "gluebenchmark.com/tasks; for MRPC, the two msr_paraphrase files and dev_ids.tsv will do"
-        raise OSError(f"{', '.join(failed)} not downloaded: start again, or take another copy ({other})")
-
-
-def fetch(url: str) -> bytes:
-    """Download a file. Raises OSError, or HTTPException where the connection breaks off."""
-    with urllib.request.urlopen(url, timeout=60) as reply:
-        print(f"fetching {url}, {int(reply.headers.get('Content-Length') or 0):,} bytes", flush=True)
-        return reply.read()
+        raise OSError(
+            f"{', '.join(failed)} not downloaded: start again, or take the folder from another copy of GLUE "
+            "(gluebenchmark.com/tasks; for MRPC, the two msr_paraphrase files and dev_ids.tsv will do)"
+        )
 
 
 def fetch_task(name: str, folder: Path):
-    """Write one task's files and nothing else. Raises whatever network, archive and disk have in store."""
-    url = GLUE_URL + TASKS[name].archive
-    if name == "AX":
-        files = {"diagnostic": fetch(url)}
-    elif name == "MRPC":
-        tables = []
-        for file in ("dev_ids.tsv", "msr_paraphrase_train.txt", "msr_paraphrase_test.txt"):
-            source, own = url if file == "dev_ids.tsv" else MSR_URL + file, folder / file
-            text = (own.read_bytes() if own.is_file() else fetch(source)).decode()  # may be there by hand
-            tables.append([line.rstrip("\r").split("\t") for line in text.rstrip("\n").split("\n")])
-        ids, train, test = tables
-        parts = {"train": [row for row in train if row[1:3] not in ids]}
-        parts["dev"] = train[:1] + [row for row in train if row[1:3] in ids]
-        parts["test"] = [["index", *test[0][1:]], *([str(i), *row[1:]] for i, row in enumerate(test[1:]))]
-        files = {part: "".join("\t".join(row) + "\n" for row in parts[part]).encode() for part in parts}
-    else:
-        with zipfile.ZipFile(io.BytesIO(fetch(url))) as archive:  # read by name: no path in it is followed
-            members = {stem: archive.getinfo(f"{name}/{stem}.tsv") for stem in TASKS[name].files}
-            if max(member.file_size for member in members.values()) > 2**30:
-                raise ValueError(f"{url} unpacks to more than GLUE holds: do not trust it")
-            files = {stem: archive.read(member) for stem, member in members.items()}
+    """Write one task's files and nothing else. Raises OSError, or ValueError for what cannot be GLUE's."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stem, data in files.items():
-        bert.atomic_write(folder / f"{stem}.tsv", lambda file, data=data: file.write(data))
+    url = GLUE_URL + TASKS[name].archive
+    if name == "MRPC":
+        sources = {file: MSR_URL + file for file in MSR_FILES} | {"dev_ids.tsv": url}
+        for file, source in sources.items():
+            if not (folder / file).is_file():  # its owner may have put it there by hand
+                write_bytes(folder / file, fetch(source))
+        split_mrpc(folder)
+    elif name == "AX":
+        write_bytes(folder / "diagnostic.tsv", fetch(url))
+    else:
+        with zipfile.ZipFile(io.BytesIO(fetch(url))) as archive:
+            members = archive.namelist()
+            if any(member.startswith(("/", "\\")) or ".." in member for member in members):
+                raise ValueError(f"{url} holds a path that leads out of its folder: do not trust it")
+            for stem in TASKS[name].files:
+                if f"{name}/{stem}.tsv" not in members:
+                    raise ValueError(f"{url} holds no {name}/{stem}.tsv")
+                if archive.getinfo(f"{name}/{stem}.tsv").file_size > 2**30:
+                    raise ValueError(f"{url} unpacks to more than GLUE holds: do not trust it")
+                write_bytes(folder / f"{stem}.tsv", archive.read(f"{name}/{stem}.tsv"))
+
+
+def write_bytes(path: Path, data: bytes):
+    """Write a file, whole or not at all."""
+    bert.atomic_write(path, lambda file: file.write(data))
+
+
+def fetch(url: str) -> bytes:
+    """Download a file. Raises OSError, also where the connection breaks off."""
+    data = io.BytesIO()
+    with urllib.request.urlopen(url, timeout=60) as reply:
+        total = int(reply.headers.get("Content-Length") or 0)
+        with tqdm.wrapattr(reply, "read", total or None, desc=Path(url).name, disable=None) as source:
+            shutil.copyfileobj(source, data)
+    if total and data.tell() != total:
+        raise OSError(f"{url} broke off after {data.tell():,} of {total:,} bytes")
+    return data.getvalue()
+
+
+def split_mrpc(folder: Path):
+    """Write train, dev and test as GLUE has them: dev are the pairs in dev_ids.tsv. Raises ValueError."""
+    ids, train, test = (
+        [line.rstrip("\r").split("\t") for line in (folder / file).read_bytes().decode().split("\n") if line]
+        for file in ("dev_ids.tsv", *MSR_FILES)
+    )
+    if not (train and test) or any(len(row) != 5 for row in train + test):
+        raise ValueError(f"the msr_paraphrase files in {folder} are damaged; delete them and start again")
+    parts = {"train": train[:1], "dev": train[:1], "test": [["index", *test[0][1:]]]}
+    parts["train"] += [row for row in train[1:] if row[1:3] not in ids]
+    parts["dev"] += [row for row in train[1:] if row[1:3] in ids]
+    parts["test"] += [[str(i), *row[1:]] for i, row in enumerate(test[1:])]
+    for part, rows in parts.items():
+        write_bytes(folder / f"{part}.tsv", "".join("\t".join(row) + "\n" for row in rows).encode())
 
 
 # ---- fine-tuning ----
@@ -284,11 +335,15 @@ def forward(model, rows, index, o) -> torch.Tensor:
     return model.classifier(model.dropout(pooled.float()))  # in bfloat16 many scores would be ties
 
 
-def build_model(folder, name: str, seed: int, fresh: bool) -> bert.BertForSequenceClassification:
-    """The checkpoint, or its shape with train.py's start; a new classifier, and a pooler if it has none."""
-    changes = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}  # however it was pretrained
+def build_model(name: str, seed: int, arm: str, o) -> bert.BertForSequenceClassification:
+    """The checkpoint, or its shape with train.py's start; a new classifier, and a pooler if it has none.
+
+    Dropout is BERT's 0.1, whatever the checkpoint was pretrained with.
+    """
+    changes = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     changes["num_labels"] = len(TASKS[name].labels) or 1
-    if fresh:
+    folder = mnli_folder(o, arm, seed) if o.mnli_init and name in FROM_MNLI else o.model
+    if arm == "from scratch" and folder == o.model:
         model = bert.BertForSequenceClassification(bert.BertConfig.from_folder(folder, **changes))
         weights = torch.Generator().manual_seed(stream(seed, "weights"))
         bert.init_normal(model, model.config.initializer_range, weights)
@@ -299,39 +354,50 @@ def build_model(folder, name: str, seed: int, fresh: bool) -> bert.BertForSequen
         bert.init_normal(model.classifier, model.config.initializer_range, head)
         if "bert.pooler.dense.weight" in model.newly_initialised:
             bert.init_normal(model.bert.pooler, model.config.initializer_range, head)
-    return model
+    return model.to(o.device)
 
 
-def finetune(model, rows, labels, key, o, title: str):
-    """Train in place on cross-entropy, or a score's squared error. key: (seed, task)."""
+def mnli_folder(o, arm: str, seed: int) -> Path:
+    """Where --mnli-init keeps the weights fine-tuned on MNLI."""
+    return Path(o.out) / f"mnli {arm} {seed}".replace(" ", "-")
+
+
+def finetune(model, rows, labels, key, o, title: str) -> float:
+    """Train in place on cross-entropy, or a score's squared error. Returns tokens/s, padding not counted.
+
+    key: (seed, task). Raises ValueError if the loss is no longer a number.
+    """
     torch.manual_seed(stream(*key, "dropout"))
     model.train()
     if o.freeze:  # the head is pooler and classifier: a masked-LM checkpoint has neither
         for part in (model.bert.embeddings, model.bert.encoder):
             part.eval().requires_grad_(False)
-    optimizer = train.make_optimizer(model, o.lr)
+    optimizer = make_optimizer(model, o.lr)
     lengths, labels = np.array([row.shape[1] for row in rows]), torch.from_numpy(labels).to(o.device)
     if model.config.num_labels == 1:  # start at the mean score: the bias would be slow to get there
         torch.nn.init.constant_(model.classifier.bias, labels.mean().item())
-    seeds = [stream(*key, "order", epoch) for epoch in range(o.epochs)]
-    batches = [index for seed in seeds for index in length_batches(lengths, o.batch_size, seed)]
-    bar, steps = tqdm(batches, title, unit="step", leave=False, disable=None), len(batches)
-    for step, index in enumerate(bar):
-        for group in optimizer.param_groups:
-            group["lr"] = train.learning_rate(step, steps, round(0.1 * steps), o.lr)
-        logits, y = forward(model, rows, index, o), labels[index]
-        loss = F.mse_loss(logits[:, 0], y) if y.is_floating_point() else F.cross_entropy(logits, y)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 50 == 0 or step + 1 == steps:  # reading the loss makes a GPU wait
-            value = (loss + 0 * norm).item()
-            bar.set_postfix_str(f"loss {value:.3f}")
-            if not math.isfinite(value):
-                advice = f"try a lower --lr in another --out ({o.out} keeps what was finished)"
-                raise ValueError(f"{title}: the loss is {value} at step {step + 1}; {advice}")
+    steps, step, tokens, start = o.epochs * math.ceil(len(rows) / o.batch_size), 0, 0, time.perf_counter()
+    with tqdm(total=steps, desc=title, unit="step", leave=False, disable=None) as bar:
+        for epoch in range(o.epochs):
+            for index in length_batches(lengths, o.batch_size, stream(*key, "order", epoch)):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, steps, round(0.1 * steps), o.lr)
+                logits, y = forward(model, rows, index, o), labels[index]
+                loss = F.mse_loss(logits[:, 0], y) if y.is_floating_point() else F.cross_entropy(logits, y)
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                step, tokens = step + 1, tokens + int(lengths[index].sum())
+                bar.update()
+                if step % 50 == 0 or step == steps:  # reading the loss makes a GPU wait
+                    value, speed = (loss + 0 * norm).item(), tokens / (time.perf_counter() - start)
+                    if not math.isfinite(value):
+                        advice = f"try a lower --lr in another --out ({o.out} keeps what was finished)"
+                        raise ValueError(f"{title}: the loss is {value} at step {step}; {advice}")
+                    bar.set_postfix_str(f"loss {value:.3f}, {speed:,.0f} tokens/s")
     model.eval()
+    return speed
 
 
 @torch.inference_mode()
@@ -346,75 +412,114 @@ def predict(model, rows, o) -> np.ndarray:
 
 
 def score(name: str, labels: dict, guesses: dict) -> dict:
-    """{task: {"scores": {metric: value}, "one_answer": all guesses the same?}}; arguments: {split: [N]}."""
+    """{task: {"scores": {metric: value}, "one_answer": were all its predictions the same?}}.
+
+    labels, guesses: {split: [N]}. AX, which MNLI's model answers, is a task of its own.
+    """
     tasks = {}
     for stem, y in labels.items():
         task, part = ("AX", "") if stem == "diagnostic" else (name, stem.removeprefix("dev").strip("_"))
         result = tasks.setdefault(task, {"scores": {}, "one_answer": False})
         result["one_answer"] |= bool(np.ptp(guesses[stem]) == 0)
-        for metric in TASKS[task].metrics:
-            result["scores"][f"{part} {metric.__name__}".strip()] = metric(y, guesses[stem])
+        with warnings.catch_warnings():  # 0 / 0 comes of one answer, which the table remarks on
+            warnings.simplefilter("ignore")
+            for metric in TASKS[task].metrics:
+                result["scores"][f"{part} {metric.__name__}".strip()] = metric(y, guesses[stem])
     return tasks
 
 
-def write_submission(path: Path, labels: tuple, guesses: np.ndarray):
-    """A file as gluebenchmark.com takes it: index<TAB>prediction, labels as GLUE's files write them."""
-    words = [labels[int(x)] if labels else f"{min(5.0, max(0.0, float(x))):.3f}" for x in guesses]
+def write_submission(name: str, stem: str, guess: np.ndarray, folder: Path):
+    """One file as gluebenchmark.com takes it: index<TAB>prediction, labels as GLUE's files write them."""
+    labels = TASKS[name].labels
+    words = [labels[int(x)] if labels else f"{min(5.0, max(0.0, float(x))):.3f}" for x in guess]
     text = "index\tprediction\n" + "".join(f"{i}\t{word}\n" for i, word in enumerate(words))
-    bert.atomic_write(path, lambda file: file.write(text.encode()))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / f"{ANSWERS.get(stem, name)}.tsv", text.encode())
 
 
 # ---- the run ----
 
 
+def digest_of(record: dict) -> str:
+    """16 hexadecimal digits that follow from the content of a record, but for its times."""
+    text = re.sub(r'"seconds": [^,}]*', "", json.dumps(record))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def read_record(path: Path) -> dict:
     """A run's glue.json. Raises FileNotFoundError, or ValueError where it is damaged or was changed."""
     record = bert.read_json(path)
-    checksum = record.pop("checksum", None)  # older files have none
-    if checksum not in (None, zlib.crc32(repr(record).encode())) or "results" not in record:
+    try:
+        good = record.pop("digest", None) in (None, digest_of(record))  # older files have none
+        good &= isinstance(record["settings"]["checkpoint"], str) and isinstance(record["data"], dict)
+        runs = [
+            (seed, run)
+            for arm in record["results"].values()
+            for task in arm.values()
+            for seed, run in task.items()
+        ]
+        good &= all(seed.isdecimal() and 0 <= run.get("seconds", 0) < 1e9 for seed, run in runs)
+        good &= all(-1 <= value <= 1 for _, run in runs for value in run["scores"].values())
+    except (KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
         raise ValueError(f"{path} is damaged or was changed: get it back, or choose another --out")
     return record
 
 
-def evaluate(o):
-    """Fine-tune and score every chosen task and seed that --out lacks, then print the table."""
-    o.device, o.dtype = train.pick_hardware(o.device, o.dtype)
-    config, tokenizer = bert.BertConfig.from_folder(o.model), bert.load_tokenizer(o.model)
-    if tokenizer.get_vocab_size() > config.vocab_size or config.type_vocab_size < 2:
-        raise ValueError(f"{o.model} lacks embeddings for all entries of its tokenizer, or for two segments")
-    o.max_length = min(o.max_length, config.max_position_embeddings)
-    tokenizer.encode_special_tokens = True  # "[SEP]" inside a sentence is text
-    tokenizer.enable_truncation(o.max_length)  # the longer sentence of a pair loses tokens first
-    path, answers = Path(o.out) / "glue.json", Path(o.out) / f"submission-seed-{o.seeds[0]}"
-    names = ("config.json", "vocab.txt", "tokenizer.json", "model.safetensors", "pytorch_model.bin")
-    files = [Path(o.model) / name for name in names if (Path(o.model) / name).is_file()]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+def open_record(o) -> dict:
+    """What --out's glue.json holds, or an empty record. Raises ValueError if it has other settings."""
+    path, digest = Path(o.out) / "glue.json", hashlib.sha256()
+    for name in ("config.json", "vocab.txt", "tokenizer.json", "model.safetensors", "pytorch_model.bin"):
+        file = Path(o.model) / name
+        digest.update(file.read_bytes() if file.is_file() else b"")
     names = ("epochs", "lr", "batch_size", "max_length", "max_train", "freeze", "mnli_init")
     settings = {name: getattr(o, name) for name in names}
-    settings |= {"dtype": str(o.dtype).removeprefix("torch."), "checkpoint": digest}
-    made_with = {"python": sys.version.split()[0], "torch": torch.__version__}
-    made_with["hardware"] = train.hardware_name(o.device)
-    record = {"model": o.model, "settings": settings, "made_with": made_with}
-    record |= {"notes": {}, "data": {}, "majority": {}, "results": {}}
+    settings |= {"dtype": str(o.dtype).removeprefix("torch."), "checkpoint": digest.hexdigest()[:16]}
     if path.exists():
         record = read_record(path)
         for name, value in settings.items():
-            if (there := record["settings"].get(name)) != value:
+            there = record.get("settings", {}).get(name)
+            if there != value:
                 raise ValueError(f"{path} was made with {name} {there}, not {value}; choose another --out")
-    print(f"{o.model}: {o.device}, {o.dtype}, at most {o.max_length} tokens a row")
-    if o.predict:
-        answers.mkdir(exist_ok=True)
+        return record
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    made_with = versions | {"hardware": hardware_name(o.device)}
+    record = {"model": o.model, "settings": settings, "made_with": made_with}
+    return record | {"notes": {}, "data": {}, "majority": {}, "results": {}}
+
+
+def evaluate(o):
+    """Fine-tune and score every chosen task and seed that --out lacks, then print the table."""
+    o.device, o.dtype = pick_hardware(o.device, o.dtype)
+    config, tokenizer = bert.BertConfig.from_folder(o.model), bert.load_tokenizer(o.model)
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise ValueError(f"{o.model}: the tokenizer has more entries than the model's vocabulary")
+    if config.type_vocab_size < 2:
+        raise ValueError(f"{o.model} knows no segments, which pairs of sentences need")
+    if o.max_length > config.max_position_embeddings:
+        o.max_length = config.max_position_embeddings
+        print(f"--max-length is cut to the checkpoint's {o.max_length} positions")
+    tokenizer.encode_special_tokens = True  # "[SEP]" inside a sentence is text
+    tokenizer.enable_truncation(o.max_length)  # the longer sentence of a pair loses tokens first
+    record, answers = open_record(o), Path(o.out) / f"submission-seed-{o.seeds[0]}"
+    print(f"{o.model}: {config.num_hidden_layers} layers x {config.hidden_size}, {o.device}, {o.dtype}")
     for name in sorted(set(o.tasks) - {"AX"}, key=["MNLI", *TASKS].index):
         evaluate_task(name, o, tokenizer, record, answers)
         if o.mnli_init and "MNLI" in o.tasks and "MNLI" not in record["data"]:
             raise ValueError(f"--mnli-init needs MNLI, and {o.data_dir} lacks its train or dev file")
     if not record["results"]:
         raise ValueError(f"{o.data_dir} has train and dev files of no task asked for; try --download")
-    print(f"\n{results_table(record)}\n\nwritten: {path}")
+    print(f"\n{results_table(record)}\n\nwritten: {Path(o.out) / 'glue.json'}")
     if o.predict:
-        Path(shutil.make_archive(f"{answers}.new", "zip", answers)).replace(f"{answers}.zip")
-        count = len(list(answers.glob("*.tsv")))
-        print(f"written: {answers}.zip, {count} of the {len(TASKS) + 1} files of a submission")
+        wanted = [f"{name}.tsv" for name in (*TASKS, "MNLI-m", "MNLI-mm") if name != "MNLI"]
+        lacks = ", ".join(name for name in wanted if not (answers / name).is_file())
+        path, files = answers.with_suffix(".zip"), io.BytesIO()
+        with zipfile.ZipFile(files, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in filter(lambda name: (answers / name).is_file(), wanted):
+                archive.write(answers / name, name)
+        write_bytes(path, files.getvalue())
+        print(f"written: {path}" + f" (incomplete, without {lacks})" * bool(lacks))
 
 
 def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
@@ -423,49 +528,51 @@ def evaluate_task(name: str, o, tokenizer, record: dict, answers: Path):
     if name == "MNLI" and "AX" in o.tasks:
         diagnostic, more = load_task("AX", o.data_dir)
         splits, notes = splits | diagnostic, notes + more
-    record["notes"][name] = notes
-    print("".join(f"{note}\n" for note in notes), end="")
-    files = {stem: split.checksum for stem, split in splits.items() if not stem.startswith(HIDDEN)}
-    if "train" not in files or len(files) < 2:
-        return  # the notes say what is not there
+    folder = task_folder(name, o.data_dir)
+    paths = {stem: folder / f"{stem}.tsv" for stem in splits if not stem.startswith(HIDDEN)}
+    runnable = "train" in paths and len(paths) > 1
+    record["notes"][name] = notes + [f"{name}: skipped, it needs a train and a dev file"] * (not runnable)
+    for note in record["notes"][name]:
+        print(note)
+    if not runnable:
+        return
+    files = {stem: zlib.crc32(path.read_bytes()) for stem, path in paths.items()}
     if record["data"].setdefault(name, files) != files:
         raise ValueError(f"the files of {name} are not those {o.out} was made with; choose another --out")
-    texts, y, *_ = splits.pop("train")
-    if 0 < o.max_train < len(y):  # drawn, since files may be sorted; the same rows for every seed
-        drawn = np.random.default_rng(stream(name, "subset")).permutation(len(y))[: o.max_train]
-        texts, y = [texts[i] for i in drawn], y[drawn]
+    train, rows, results = splits.pop("train"), {}, record["results"]
+    if 0 < o.max_train < len(train.texts):  # drawn, since files may be sorted; the same rows for every seed
+        kept = np.random.default_rng(stream(name, "subset")).permutation(len(train.texts))[: o.max_train]
+        train = Split([train.texts[i] for i in kept], train.labels[kept])
     labels = {stem: split.labels for stem, split in splits.items() if split.labels is not None}
     constant = {stem: np.full(len(y), np.bincount(y.astype(int)).argmax()) for stem, y in labels.items()}
     floors = {task: result["scores"] for task, result in score(name, labels, constant).items()}
     record["majority"] |= floors
-    rows, results = {}, record["results"]
-    for seed, arm in [(seed, arm) for seed in o.seeds for arm in ARMS[: 1 + o.from_scratch]]:
-        answering = o.predict and (arm, seed) == (ARMS[0], o.seeds[0])
-        asked = [stem for stem in splits if answering and stem.startswith(HIDDEN)]
-        paths = {stem: answers / f"{ANSWERS.get(stem, name)}.tsv" for stem in asked}
-        scored = all(str(seed) in results.get(arm, {}).get(task, {}) for task in floors)
-        if scored and all(path.is_file() for path in paths.values()):
-            continue
-        if not rows:
-            rows = {stem: encode(tokenizer, split.texts) for stem, split in splits.items()}
-            rows["train"] = encode(tokenizer, texts)
-        title, start = f"{name}, {arm}, seed {seed}", time.perf_counter()
-        tuned = Path(o.out) / f"mnli {arm} {seed}".replace(" ", "-")  # MNLI's weights, for --mnli-init
-        folder = tuned if o.mnli_init and name in FROM_MNLI else o.model
-        model = build_model(folder, name, seed, arm == ARMS[1] and folder == o.model).to(o.device)
-        finetune(model, rows["train"], y, (seed, name), o, title)
-        if o.mnli_init and name == "MNLI":
-            model.save_pretrained(tuned)
-        guesses = {stem: predict(model, rows[stem], o) for stem in {*labels, *asked}}
-        for stem, path in paths.items():
-            write_submission(path, TASKS[name].labels, guesses[stem])
-        facts = {"train_rows": len(y), "seconds": round(time.perf_counter() - start, 1)}
-        for task, result in score(name, labels, guesses).items():
-            results.setdefault(arm, {}).setdefault(task, {})[str(seed)] = result | facts
-            values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in result["scores"].items())
-            print(f"{title}: {values} ({facts['seconds']} s)")
-        checksum = {"checksum": zlib.crc32(repr(record).encode())}
-        bert.write_json(Path(o.out) / "glue.json", record | checksum)
+    for seed in o.seeds:
+        for arm in ARMS[: 1 + o.from_scratch]:
+            answering = o.predict and (arm, seed) == (ARMS[0], o.seeds[0])
+            asked = [stem for stem in splits if answering and stem.startswith(HIDDEN)]
+            leaves = [answers / f"{ANSWERS.get(stem, name)}.tsv" for stem in asked]
+            leaves += [mnli_folder(o, arm, seed)] * (o.mnli_init and name == "MNLI")
+            scored = all(str(seed) in results.get(arm, {}).get(task, {}) for task in floors)
+            if scored and all(path.exists() for path in leaves):
+                continue
+            if not rows:
+                every = {**splits, "train": train}.items()
+                rows = {stem: encode(tokenizer, split.texts) for stem, split in every}
+            title, start = f"{name}, {arm}, seed {seed}", time.perf_counter()
+            model = build_model(name, seed, arm, o)
+            speed = finetune(model, rows["train"], train.labels, (seed, name), o, title)
+            if o.mnli_init and name == "MNLI":
+                model.save_pretrained(mnli_folder(o, arm, seed))
+            guesses = {stem: predict(model, rows[stem], o) for stem in {*labels, *asked}}
+            for stem in asked:
+                write_submission(name, stem, guesses[stem], answers)
+            facts = {"train_rows": len(train.texts), "seconds": round(time.perf_counter() - start, 1)}
+            for task, result in score(name, labels, guesses).items():
+                results.setdefault(arm, {}).setdefault(task, {})[str(seed)] = result | facts
+                values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in result["scores"].items())
+                print(f"{title}: {values} ({facts['seconds']} s, {speed:,.0f} tokens/s)")
+            bert.write_json(Path(o.out) / "glue.json", record | {"digest": digest_of(record)})
 
 
 # ---- tables and comparison ----
@@ -480,62 +587,76 @@ def markdown(rows) -> str:
 
 def spread(values) -> str:
     """Mean and, from two values on, standard deviation of the sample (n - 1), in percent."""
-    values = 100 * np.array([*values])
-    deviation = f" ({values.std(ddof=1):.1f})" if len(values) > 1 else ""
-    return f"{values.mean():.1f}{deviation}" if len(values) else ""
+    deviation = f" ({100 * np.std(values, ddof=1):.1f})" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{deviation}" if len(values) else ""
 
 
-def seed_means(arm: dict, tasks, metric=None) -> dict:
-    """{seed: score} of {task: {seed: result}} for seeds that all tasks have: the mean over tasks of a metric,
-    or of the mean of a task's metrics, which is GLUE's average (Wang et al. 2019, section 5)."""
-    means = {}
-    for seed in sorted(set.intersection(*(set(arm.get(task, {})) for task in tasks)), key=int):
-        scores = [arm[task][seed]["scores"] for task in tasks]
-        means[seed] = float(np.mean([s[metric] if metric else np.mean(list(s.values())) for s in scores]))
-    return means
+def seed_means(arm: dict, tasks) -> dict:
+    """{seed: score} for seeds that all tasks have: the mean over tasks of the mean of a task's metrics.
+
+    That is GLUE's average (Wang et al. 2019, section 5). arm: {task: {seed: result}}
+    """
+    seeds = set.intersection(*(set(arm.get(task, {})) for task in tasks))
+    return {
+        seed: float(np.mean([np.mean(list(arm[task][seed]["scores"].values())) for task in tasks]))
+        for seed in sorted(seeds, key=int)
+    }
 
 
 def results_table(record) -> str:
     """The results in Markdown, followed by what has to be known to read them."""
-    results, settings, floors = record["results"], record["settings"], record["majority"]
-    columns = {**results, "majority": {name: {"0": {"scores": floors[name]}} for name in floors}}
-    tasks = [name for name in TASKS if name in results[ARMS[0]]]
-    average = [name for name in tasks if name not in NO_AVERAGE]
-    lines = [(name, [name], metric) for name in tasks for metric in floors[name]]
-    table = [["task", "metric", *columns, "train rows", "s/run"]]
-    for label, names, metric in lines + [(f"average of {len(average)}", average, "")] * bool(average):
-        cells = [label + " *" * (settings["mnli_init"] and label in FROM_MNLI), metric]
-        for arm in columns.values():
-            stuck = any(run.get("one_answer") for name in names for run in arm.get(name, {}).values())
-            cells.append(spread(seed_means(arm, names, metric).values()) + " !" * stuck)
-        runs = [run for name in names for run in results[ARMS[0]][name].values()]
-        table.append(cells + [f"{np.mean([run[x] for run in runs]):,.0f}" for x in ("train_rows", "seconds")])
-    seeds = sorted({seed for arm in results.values() for task in arm.values() for seed in task}, key=int)
-    return f"""\
-{markdown(table)}
-
-GLUE dev sets, percent, mean (standard deviation) over seeds {" ".join(seeds)} after the last epoch
-- {", ".join(f"{name} {value}" for name, value in settings.items())}
-- the average is without {" and ".join(NO_AVERAGE)}
-- marks: ! a seed gives one answer for every row, it learnt nothing; * from the weights fine-tuned on MNLI
-""" + "\n".join(f"- {note}" for notes in record["notes"].values() for note in notes)
+    results, settings, majority = record["results"], record["settings"], record["majority"]
+    arms = [arm for arm in ARMS if arm in results]
+    names = [name for name in TASKS if name in results[ARMS[0]]]
+    tasks = [name for name in names if name not in NO_AVERAGE]
+    runs = {(name, arm): results[arm].get(name, {}) for name in names for arm in arms}
+    stuck = {key: " ".join(seed for seed in runs[key] if runs[key][seed]["one_answer"]) for key in runs}
+    table = [["task", "metric", *arms, "majority", "train rows", "s/run"]]
+    for name in names:
+        mark = " *" * (settings["mnli_init"] and name in FROM_MNLI)
+        first = list(runs[name, ARMS[0]].values())
+        end = [f"{first[0]['train_rows']:,}", f"{np.mean([run['seconds'] for run in first]):.0f}"]
+        for metric, floor in majority[name].items():
+            values = {arm: [run["scores"][metric] for run in runs[name, arm].values()] for arm in arms}
+            cells = [spread(values[arm]) + " !" * bool(stuck[name, arm]) for arm in arms]
+            table.append([name + mark, metric, *cells, spread([floor]), *end])
+    if tasks:
+        means = {arm: list(seed_means(results[arm], tasks).values()) for arm in arms}
+        cells = [spread(means[arm]) + " !" * any(stuck[name, arm] for name in tasks) for arm in arms]
+        floor = np.mean([np.mean(list(majority[name].values())) for name in tasks])
+        table.append([f"average of {len(tasks)}", "", *cells, spread([floor]), "", ""])
+    seeds = " ".join(sorted({seed for key in runs for seed in runs[key]}, key=int))
+    caption = f"GLUE dev sets, percent, mean (standard deviation) over seeds {seeds} after the last epoch; "
+    caption += ", ".join(f"{name} {settings[name]}" for name in ("epochs", "lr", "batch_size", "dtype"))
+    caption += ", head only" * settings["freeze"] + f". The average is without {' and '.join(NO_AVERAGE)}."
+    notes = ["* starts from the weights fine-tuned on MNLI"] * settings["mnli_init"]
+    if settings["max_train"]:
+        notes.append(f"quick run: at most {settings['max_train']:,} training rows a task")
+    notes += sum(record["notes"].values(), [])
+    for (name, arm), seeds in stuck.items():
+        if seeds:
+            notes.append(f"! {name}, {arm}, seed {seeds}: one answer for every row, nothing was learnt")
+    return "\n".join([markdown(table), "", caption, *(f"- {note}" for note in notes)])
 
 
 def welch(a, b):
-    """Welch's t-test of two samples: (t, degrees of freedom nu, two-sided p); nan if no variance is known.
+    """Welch's t-test of two samples: (t, degrees of freedom nu, two-sided p); None if no variance is known.
 
     t = (mean b - mean a) / sqrt(v_a + v_b) with v = s^2 / n (Welch 1947);
     nu = (v_a + v_b)^2 / (v_a^2 / (n_a - 1) + v_b^2 / (n_b - 1)). With T = sqrt(nu) tan(x), Student's density
     is a constant times cos(x)^(nu - 1): p is the share of its area that lies beyond atan(|t| / sqrt(nu)).
     """
     if min(len(a), len(b)) < 2 or max(np.var(a), np.var(b)) < 1e-20:
-        return math.nan, math.nan, math.nan
+        return None
     v_a, v_b = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
     t = (np.mean(b) - np.mean(a)) / math.sqrt(v_a + v_b)
     nu = (v_a + v_b) ** 2 / (v_a**2 / (len(a) - 1) + v_b**2 / (len(b) - 1))
-    x = (np.arange(1_000_000) + 0.5) / 1_000_000 * math.pi / 2
-    density = np.cos(x) ** (nu - 1)
-    p = density[x > math.atan(abs(t) / math.sqrt(nu))].sum() / density.sum()
+
+    def area_beyond(x):  # up to pi / 2, by the midpoint rule
+        middles = x + (math.pi / 2 - x) * (np.arange(100_000) + 0.5) / 100_000
+        return (math.pi / 2 - x) * (np.cos(middles) ** (nu - 1)).mean()
+
+    p = area_beyond(math.atan(abs(t) / math.sqrt(nu))) / area_beyond(0)
     return float(t), float(nu), float(p)
 
 
@@ -548,41 +669,57 @@ def compare(specs) -> str:
     arms = {}
     for spec in specs:
         arm, _, folders = spec.partition("=")
-        arms[arm] = [read_record(Path(folder) / "glue.json") for folder in folders.split(",") if folder]
-        if not 0 < len(arms[arm]) == len({run["settings"]["checkpoint"] for run in arms[arm]}):
-            raise ValueError(f"--compare {spec}: write NAME=RUN,RUN; the same checkpoint twice is one run")
-    if not 1 < len(arms) == len(specs):
-        raise ValueError("--compare needs two different names, as in A=runs/a B=runs/b")
+        runs = [read_record(Path(folder) / "glue.json") for folder in folders.split(",") if folder]
+        if not runs or arm in arms:
+            raise ValueError(f"--compare {spec}: write NAME=RUN or NAME=RUN,RUN, each name once")
+        if len({run["settings"]["checkpoint"] for run in runs}) < len(runs):
+            raise ValueError(f"--compare {spec}: the same checkpoint twice is not two pretraining runs")
+        arms[arm] = runs
+    if len(arms) < 2:
+        raise ValueError("--compare needs two names, as in A=runs/a B=runs/b")
     every, many = sum(arms.values(), []), min(map(len, arms.values())) > 1
     tasks = [name for name in TASKS if all(name in run["results"][ARMS[0]] for run in every)]
     average = [name for name in tasks if name not in NO_AVERAGE]
 
     def sample(arm, names):
-        scores = [list(seed_means(run["results"][ARMS[0]], names).values()) for run in arms[arm]]
-        return [np.mean(seeds) for seeds in scores if seeds] if many else sum(scores, [])
+        scores = [seed_means(run["results"][ARMS[0]], names) for run in arms[arm]]
+        if many:
+            return [np.mean(list(seeds.values())) for seeds in scores if seeds]
+        common = set.intersection(*map(set, scores))
+        return [np.mean([seeds[seed] for seeds in scores]) for seed in sorted(common)]
 
-    text, (first, *others) = "", arms
+    text, tests, (first, *others) = [], 0, arms
     for other in others:
         table = [["task", first, other, "difference", "p", "verdict"]]
         for names in [[name] for name in tasks] + [average] * (len(average) > 1):
             a, b = sample(first, names), sample(other, names)
-            t, _, p = welch(a, b)
-            verdict = "no difference found" if p >= 0.05 else "no test: the spread is not known"
-            if p < 0.05:
-                verdict = f"{other if t > 0 else first} is higher"
+            test, p, verdict = welch(a, b), "", "no test: the spread is not known"
+            if test:
+                p, tests, verdict = f"{test[2]:.3f}", tests + 1, "no difference found"
+                if test[2] < 0.05:
+                    verdict = f"{other if test[0] > 0 else first} is higher"
             label = names[0] if len(names) == 1 else f"average of {len(names)}"
             gap = f"{100 * (np.mean(b) - np.mean(a)):+.1f}" if a and b else ""
-            table.append([label, spread(a), spread(b), gap, f"{p:.3f}", verdict])
-        text += markdown(table) + "\n\n"
-    unit = "pretraining runs" if many else "fine-tuning seeds: only their noise is known of a single run"
-    conditions = [run["settings"] | run["data"] for run in every]
-    keys = sorted(set().union(*conditions) - {"checkpoint"})
-    unequal = [key for key in keys if any(c.get(key) != conditions[0].get(key) for c in conditions)]
-    return f"""\
-{text}GLUE dev sets, percent: metrics averaged, then mean (standard deviation) over {unit}
-- pretraining runs: {", ".join(f"{arm} {len(runs)}" for arm, runs in arms.items())}
-- p of Welch's t-test: at 5%, one test in 20 finds a difference by luck
-- unequal conditions (of a task: its files; left out if a run lacks it): {", ".join(unequal) or "none"}"""
+            table.append([label, spread(a), spread(b), gap, p, verdict])
+        text += [markdown(table), ""]
+    unit = "pretraining runs" if many else "fine-tuning seeds"
+    text += [f"GLUE dev sets, percent: metrics averaged, then mean (std) over {unit}; p of Welch's t-test."]
+    text += [f"- {tests} tests at 5%: about {0.05 * tests:.2g} of them would find a difference by luck"]
+    text += [f"- {arm}: pretraining runs {len(runs)}" for arm, runs in arms.items()]
+    if not many:
+        text += ["- an arm has one pretraining run: only the noise of fine-tuning is known here"]
+    for name in TASKS:
+        if any(name in run["results"][ARMS[0]] for run in every) and name not in tasks:
+            text += [f"- {name}: not in every run, left out"]
+        if name in tasks and any(run["data"].get(name) != every[0]["data"].get(name) for run in every):
+            text += [f"- unequal conditions: the files of {name} differ between runs"]
+    for key, value in every[0]["settings"].items():
+        if key != "checkpoint" and any(run["settings"].get(key) != value for run in every):
+            text += [f"- unequal conditions: {key} differs between runs"]
+    return "\n".join(text)
+
+
+# ---- options ----
 
 
 @dataclass
@@ -611,14 +748,15 @@ class Options:
 
 def main(argv=None):
     """The program."""
-    o = Options(**train.parse_options(Options, __doc__.splitlines()[0], argv))
+    o = Options(**parse_options(Options, __doc__.splitlines()[0], argv))
     o.lr = o.lr or (1e-3 if o.freeze else 1e-4)
-    train.keep_memory()
-    warnings.filterwarnings("ignore", ".* counts as 0")  # the table marks such runs
+    keep_memory()
     try:
         for name, least in {"epochs": 1, "batch_size": 1, "max_length": 8, "max_train": 0, "lr": 0}.items():
             if not getattr(o, name) >= least:
-                raise ValueError(f"{train.flag(name)} {getattr(o, name)} must be {least} or more")
+                raise ValueError(f"{flag(name)} {getattr(o, name)} must be {least} or more")
+        if len(set(o.seeds)) < len(o.seeds) or min(o.seeds) < 0:
+            raise ValueError("--seeds must differ and not be negative: the same seed twice is the same run")
         if not (o.model or o.compare or o.download):
             raise ValueError("nothing to do: give --model FOLDER, --compare A=RUN B=RUN, or --download")
         if o.compare:
@@ -632,8 +770,10 @@ def main(argv=None):
             Path(o.out).mkdir(parents=True, exist_ok=True)
             with bert.lock(Path(o.out) / ".lock"):
                 evaluate(o)
-    except (OSError, ValueError, KeyboardInterrupt) as error:
-        sys.exit(f"glue_eval.py: {str(error) or 'interrupted; the same command goes on where this one was'}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"glue_eval.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("glue_eval.py: interrupted; the same command goes on after the last finished run")
 
 
 if __name__ == "__main__":

@@ -108,9 +108,9 @@ def test_an_empty_file_is_refused_by_name(read, text):
 
 
 def test_another_layout_is_refused_by_name(read):
-    with pytest.raises(ValueError, match=r"QQP.train\.tsv holds no rows in GLUE's layout"):
+    with pytest.raises(ValueError, match=r"QQP.train\.tsv has too few columns"):
         read("QQP", "train", "question1\tquestion2\tlabel\nOne?\tTwo?\t1\n")
-    with pytest.raises(ValueError, match=r"diagnostic\.tsv holds no rows in GLUE's layout"):
+    with pytest.raises(ValueError, match=r"diagnostic\.tsv has too few columns"):
         read("AX", "diagnostic", "label\n")
 
 
@@ -141,15 +141,9 @@ def test_rows_that_are_not_official_are_said(read, tmp_path):
     assert list(splits) == ["train"]
     assert "RTE train: 1 of 2,490 rows: not comparable with published scores" in notes
     assert any(note.startswith("RTE dev: no dev.tsv") for note in notes), "a missing file is skipped aloud"
-    read("RTE", "train", RTE + "0\tA\tB\tentailment\n1\tA\tentailment\n")
-    assert glue.load_task("RTE", tmp_path)[1][0].startswith(
-        "RTE train: 1 of 2,490 rows (1 ragged): not compar"
-    )
 
 
 # ---- the official files ----
-
-MSR_FILES = ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt", "dev_ids.tsv")
 
 
 def test_the_official_files_have_the_official_row_counts():
@@ -172,9 +166,9 @@ def test_mrpc_is_split_as_in_the_official_copies(tmp_path):
     source = Path(os.environ.get("GLUE_DIR", "no folder")) / "MRPC"
     if not (source / "msr_paraphrase_train.txt").is_file():
         pytest.skip("GLUE_DIR does not name a folder with MRPC's msr_paraphrase files")
-    for file in MSR_FILES:
+    for file in (*glue.MSR_FILES, "dev_ids.tsv"):
         (tmp_path / file).write_bytes((source / file).read_bytes())
-    glue.fetch_task("MRPC", tmp_path)
+    glue.split_mrpc(tmp_path)
     for part in ("train", "dev", "test"):
         ours, theirs = (
             glue.read_split(folder / f"{part}.tsv", glue.TASKS["MRPC"]) for folder in (tmp_path, source)
@@ -242,7 +236,7 @@ def test_what_is_complete_is_not_fetched_again(server, tmp_path, capsys):
     glue.download(["RTE"], tmp_path)
     glue.download(["RTE"], tmp_path)
     assert server["asked"] == ["/glue/RTE.zip"]
-    assert capsys.readouterr().out.count("RTE: complete") == 2
+    assert "RTE: complete, kept" in capsys.readouterr().out
     (tmp_path / "RTE" / "dev.tsv").write_text("")
     glue.download(["RTE"], tmp_path)
     assert server["asked"] == ["/glue/RTE.zip"] * 2, "a damaged file is fetched again"
@@ -250,11 +244,12 @@ def test_what_is_complete_is_not_fetched_again(server, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path", ["../RTE/train.tsv", "/RTE/train.tsv", "..\\RTE\\train.tsv", "RTE/../../x"])
-def test_a_zip_whose_paths_leave_the_folder_writes_nothing_there(server, tmp_path, path):
+def test_a_zip_whose_paths_leave_the_folder_is_refused(server, tmp_path, capsys, path):
     server["/glue/RTE.zip"] = zipped(**{path: "evil"})
-    glue.download(["RTE"], tmp_path / "data")
-    assert files_in(tmp_path) == ["data/RTE/dev.tsv", "data/RTE/test.tsv", "data/RTE/train.tsv"]
-    assert all("evil" not in file.read_text() for file in (tmp_path / "data" / "RTE").iterdir())
+    with pytest.raises(OSError, match="RTE not downloaded"):
+        glue.download(["RTE"], tmp_path / "data")
+    assert files_in(tmp_path) == []
+    assert "leads out of its folder" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -262,9 +257,9 @@ def test_a_zip_whose_paths_leave_the_folder_writes_nothing_there(server, tmp_pat
     [
         (zipped()[:-200], "not a zip file"),
         (b"<html>moved</html>", "not a zip file"),
-        (b"BROKEN off by the network", "IncompleteRead(25 bytes read, 100 more expected)"),
+        (b"BROKEN off by the network", "broke off"),
         (None, "404"),
-        (zipped().replace(b"RTE/dev.tsv", b"RTE/dev.txt"), "no item named 'RTE/dev.tsv' in the archive"),
+        (zipped().replace(b"RTE/dev.tsv", b"RTE/dev.txt"), "holds no RTE/dev.tsv"),
     ],
 )
 def test_a_bad_archive_is_named_and_the_other_tasks_go_on(server, tmp_path, capsys, body, reason):
@@ -304,11 +299,8 @@ def test_mrpc_is_put_together_from_the_corpus_and_the_list_of_ids(server, tmp_pa
     with pytest.raises(OSError, match="MRPC, the two msr_paraphrase files and dev_ids.tsv will do"):
         glue.download(["MRPC"], tmp_path)  # the list of ids is the link that breaks
     server["/glue/mrpc_dev_ids.tsv"] = b"20\t21\n"
-    (tmp_path / "MRPC").mkdir(exist_ok=True)
-    (tmp_path / "MRPC" / "msr_paraphrase_test.txt").write_bytes(server["/msr/msr_paraphrase_test.txt"])
-    server["asked"].clear()
     glue.download(["MRPC"], tmp_path)
-    assert "/msr/msr_paraphrase_test.txt" not in server["asked"], "what its owner put there is used"
+    assert server["asked"].count("/msr/msr_paraphrase_train.txt") == 1, "what was there is kept"
     splits, notes = glue.load_task("MRPC", tmp_path)
     assert not notes
     assert splits["train"].texts == [("A .", "B ."), ("E .", "F .")]

@@ -38,8 +38,8 @@ def test_welch_agrees_with_scipy():
 
 
 def test_welch_is_silent_where_no_variance_is_known():
-    assert math.isnan(glue.welch([0.5], [0.6, 0.7])[2]), "one value has no variance"
-    assert math.isnan(glue.welch([0.684] * 3, [0.7] * 3)[2]), (
+    assert glue.welch([0.5], [0.6, 0.7]) is None, "one value has no variance"
+    assert glue.welch([0.684] * 3, [0.7] * 3) is None, (
         "collapsed runs have no spread: p would be 0 for nothing"
     )
 
@@ -56,7 +56,6 @@ def test_the_average_is_a_mean_over_tasks_of_the_mean_of_their_metrics():
         "not (.8 + .6 + .5) / 3"
     )
     assert list(glue.seed_means(arm, ["RTE"])) == ["0", "1"]
-    assert glue.seed_means(arm, ["MRPC"], "f1_score") == {"0": 0.6}
 
 
 def test_spread_is_the_standard_deviation_of_a_sample():

@@ -536,9 +536,7 @@ def test_a_damaged_table_of_entropies_is_made_again(finished, corpus, tmp_path):
 
 
 def glue_record(folder):
-    record = json.loads((folder / "glue.json").read_text())
-    record.pop("checksum", None)
-    return re.sub(r'"seconds": [^,}]*', "", json.dumps(record))
+    return re.sub(r'"seconds": [^,}]*', "", json.dumps(json.loads((folder / "glue.json").read_text())))
 
 
 def test_damaged_files_of_a_glue_task(finished, glue_data, tmp_path):

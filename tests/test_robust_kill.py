@@ -230,7 +230,7 @@ def unbroken(nursery, commands, tmp_path_factory):
 def content(name, folder) -> dict:
     """What a run leaves, without its times: {part: bytes or text}."""
     if name == "glue_eval.py":
-        record = re.sub(r'"(seconds|checksum)": [\d.]+', "", (folder / "out/glue.json").read_text())
+        record = re.sub(r'"seconds": [\d.]+', "", (folder / "out/glue.json").read_text())
         answers = (folder / "out/submission-seed-0").iterdir()
         return {"glue.json": record} | {path.name: path.read_text() for path in answers}
     parts = {part: tensor.numpy().tobytes() for part, tensor in weights(folder / "out").items()}
