@@ -167,7 +167,8 @@ def glue_table() -> str:
 
 def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
     """Held-out loss on the way, at equal steps and at equal operations: of as many random steps."""
-    runs, arms = {row["run"]: row for row in read("runs")}, by_arm(read("curves"))
+    runs = {row["run"]: row for row in read("runs")}
+    arms = by_arm(row for row in read("curves") if row["run"] in runs)
     cheapest = min(float(row["mflop_a_token"]) for row in runs.values())
     table = [["masks", "equal", *(f"{step:,} steps" for step in milestones)]]
     for arm, rows in arms.items():
