@@ -232,8 +232,10 @@ def serve(pipe, build, name, o, folder):
             wait()
             pipe.send(clock() - start)
         pipe.send(memory(o) - before)
+    except EOFError:
+        pass  # the program was stopped
     except Exception as error:
-        pipe.send((None, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+        pipe.send((None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
 
 
 def measure(variants, o, folder) -> dict:
