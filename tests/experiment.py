@@ -37,7 +37,6 @@ LINES = {  # of the figures: colour and name
     "blank-high-0": ("green", "blank, high"),
     "visible-high-0": ("red", "visible, high, 80-10-10"),
     "visible-high-all-mask-0": ("orange", "visible, high, all [MASK]"),
-    "visible-high-half-random-0": ("purple", "visible, high, half random"),
 }
 
 
