@@ -56,7 +56,7 @@ def operations(folder: Path, options: dict, distilled: bool) -> float:
 def collect(runs: Path):
     """Write runs.csv, curves.csv (of stopped runs too) and glue.csv from the folders in `runs`."""
     summary, curves, glue = [], [], []
-    for folder in sorted(path.parent for path in runs.glob("*/args.json")):
+    for folder in sorted(path.parent for path in runs.glob("*/log.csv")):
         record = json.loads((folder / "args.json").read_text())
         with open(folder / "log.csv", newline="") as file:
             log = list(csv.DictReader(file))
@@ -204,9 +204,9 @@ def chart(title: str, column: str, unit: str, bounds: str, last: int = 2000) -> 
 def figures() -> str:
     """The two figures of stability."""
     return f"""\
-{chart("Held-out loss", "held_out_loss", "nats", "4 --> 9")}
+{chart("Held-out loss", "held_out_loss", "nats", "4.5 --> 6.5")}
 
-{chart("Distinct token ids masked in a step", "distinct_ids", "ids", "200 --> 600")}"""
+{chart("Distinct token ids masked in a step", "distinct_ids", "ids", "350 --> 550")}"""
 
 
 def main():
