@@ -189,7 +189,7 @@ def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
 def chart(title: str, column: str, unit: str, bounds: str, last: int = 2000) -> str:
     """A figure as GitHub draws it: one column of curves.csv for the runs in LINES, up to a step."""
     colours = ", ".join(colour for colour, _ in LINES.values())
-    names = ", ".join(f"{name} {colour}" for colour, name in LINES.values())
+    names = "; ".join(f"{colour}: {name}" for colour, name in LINES.values())
     rows = [row for row in read("curves") if int(row["step"]) <= last]
     curves = {run: [row for row in rows if row["run"] == run] for run in LINES}
     steps = [row["step"] for row in curves["random-0"]]
@@ -198,7 +198,7 @@ def chart(title: str, column: str, unit: str, bounds: str, last: int = 2000) -> 
     lines += [f'    x-axis "step" [{", ".join(steps)}]', f'    y-axis "{unit}" {bounds}']
     for run in LINES:
         lines.append(f"    line [{', '.join(f'{float(row[column]):.4g}' for row in curves[run])}]")
-    return "\n".join([*lines, "```", f"({names})"])
+    return "\n".join([*lines, "```", "", f"({names})"])
 
 
 def figures() -> str:
