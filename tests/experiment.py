@@ -84,6 +84,7 @@ def collect(runs: Path):
                             facts = {"run": folder.name, "start": arm, "task": task, "metric": metric}
                             facts |= {"seed": seed, "score": f"{score:.4f}"}
                             glue.append(facts | {"train_rows": result["train_rows"]})
+    FILES.mkdir(exist_ok=True)
     for name, rows in (("runs", summary), ("curves", curves), ("glue", glue)):
         if rows:
             train.write_table(FILES / f"{name}.csv", rows)
