@@ -435,6 +435,8 @@ def read_safetensors(path) -> dict[str, torch.Tensor]:
     for name, entry in json.loads(data[8:start]).items():
         if name != "__metadata__":
             begin, end = entry["data_offsets"]
+            if not 0 <= begin <= end <= len(data) - start:
+                raise ValueError(f"{name} lies outside of the file")
             raw = data[start + begin : start + end]  # one of another length is refused by view
             tensors[name] = torch.frombuffer(raw, dtype=kinds[entry["dtype"]]).view(entry["shape"])
     return tensors
