@@ -396,12 +396,13 @@ class MaskedLoss(torch.autograd.Function):
             z = z.to(torch.promote_types(z.dtype, torch.float32))  # at least: float64 stays
             highest, guess = z.max(-1, keepdim=True)
             z = z - highest
-            p = z.softmax(-1)
-            log_sum = -p.amax(-1, keepdim=True).log()  # log p = z - log_sum, and z = 0 where p is largest
+            e = z.exp()
+            total = e.sum(-1, keepdim=True)  # p = e / total
+            log_sum = total.log()  # log p = z - log_sum
             loss, right = (log_sum - z.gather(-1, word)) * counted, guess == label
-            entropy = log_sum - torch.linalg.vecdot(p, z)[:, None]
+            entropy = log_sum - torch.linalg.vecdot(e, z)[:, None] / total
             results.append(torch.cat((loss, right, entropy), -1))
-            slope.copy_(p.scatter_add_(-1, word, -torch.ones_like(loss)).mul_(counted))
+            slope.copy_(e.mul_(counted / total).scatter_add_(-1, word, -counted.to(e.dtype)))
         loss, right, entropy = torch.cat(results).T
         loss, right, entropy = loss.sum(), right.sum(), entropy.reshape(labels.shape)
         ctx.save_for_backward(gradient)
