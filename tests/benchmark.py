@@ -1,10 +1,11 @@
 """How fast are the programs, and what is each optimisation worth? By hand: `python tests/benchmark.py`.
 
 Every variant is a process of its own, so that its memory can be measured and none changes another's. The
-processes take turns: a few steps of one, a few of the next, round after round; medians of the rounds are
-compared, so that a machine that is slower for a minute is so for all. Text and words are made up. On a CPU
-that is busy with other work use --threads 1: then processor time is measured, not the time that passes.
-`--scaling FILES` measures instead what a larger text costs, on the first megabytes of those files.
+processes take turns: a few steps of one (the first is not counted), a few of the next, round after round;
+medians of the rounds are compared, so that a machine that is slower for a minute is so for all. Text and
+words are made up. On a CPU that is busy with other work use --threads 1: then processor time is measured,
+not the time that passes. `--scaling FILES` measures instead what a larger text costs, on the first megabytes
+of those files.
 """
 
 import argparse
@@ -227,6 +228,7 @@ def serve(pipe, build, name, o, folder):
         steps(2)
         pipe.send((fact, ""))
         while n := pipe.recv():
+            steps(1)  # caches hold the last variant's numbers, and its threads wait for more work for a while
             start = clock()
             steps(n)
             wait()
