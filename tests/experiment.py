@@ -17,6 +17,8 @@ import numpy as np
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+import memory_variants  # noqa: E402
+
 import train  # noqa: E402
 from glue_eval import markdown, welch  # noqa: E402
 from model import BertConfig  # noqa: E402
@@ -31,6 +33,19 @@ ARMS = {
     "blank-sample": "self, blank, sample (default)",
     "memory": "self, memory, sample",
     "kd-random": "random, with distillation",
+}
+FEW = {  # twelve epochs of half a million tokens, to explore --reading memory
+    "few-random": "random",
+    "few-random-long": "random, more steps: as long as blank takes",
+    "few-blank": "self, blank, sample (default)",
+    "few-memory": "self, memory, sample",
+    "few-mixed": "memory, `--random-share 0.5`",
+    "few-refresh": "memory, `--entropy-every 4`",
+    "few-forget": "memory, `--forget 0.5`",
+    "few-smooth": "memory, `--smooth 0.5`",
+    "few-seen": "memory, `--read-seen`",
+    "few-high-mixed": "memory, `--select high --random-share 0.5`",
+    "few-high-forget": "memory, `--select high --forget 0.5`",
 }
 LINES = {  # of the figures: colour and name
     "random-0": ("blue", "random"),
@@ -48,6 +63,8 @@ def operations(folder: Path, options: dict, distilled: bool) -> float:
     run = SimpleNamespace(o=o, model=config, teacher=config)
     run.random_steps = train.as_steps(o.entropy_warmup, o.steps)
     work = train.Pretraining.work(run)
+    if options.get("read_seen"):
+        work += memory_variants.seen_flops(config.config, o.mask_ratio)
     if distilled:
         work += train.forward_flops(BertConfig.from_folder(options["teacher"]), o.seq_len, o.mask_ratio)
     return work
@@ -101,12 +118,12 @@ def seed_of(row: dict) -> str:
     return row["run"].rpartition("-")[2]
 
 
-def by_arm(rows) -> dict:
+def by_arm(rows, known=tuple(ARMS)) -> dict:
     """{arm: rows}, of the arms that are known, in their order."""
     arms = {}
     for row in rows:
         arms.setdefault(row["run"].rpartition("-")[0], []).append(row)
-    return {arm: arms[arm] for arm in ARMS if arm in arms}
+    return {arm: arms[arm] for arm in known if arm in arms}
 
 
 def spread(values, digits: int) -> str:
@@ -187,6 +204,42 @@ def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
     return markdown(table)
 
 
+def memory_table() -> str:
+    """Variants of --reading memory: held-out loss, against random masks and against plain memory."""
+    table = [["masks", "held-out loss", "against random", "against memory", "by memory", "MFLOP a token"]]
+    arms = by_arm(read("runs"), FEW)
+    loss = {arm: {seed_of(row): float(row["held_out_loss"]) for row in rows} for arm, rows in arms.items()}
+    for arm, rows in arms.items():
+        cells = [FEW[arm], spread(list(loss[arm].values()), 3)]
+        cells += [against(loss[b], loss[arm], 3) if arm != b else "" for b in ("few-random", "few-memory")]
+        shares = [float(row["remembered_share"]) for row in rows if row["remembered_share"]]
+        cells.append(f"{np.mean(shares):.0%}" if shares else "")
+        table.append([*cells, f"{np.mean([float(row['mflop_a_token']) for row in rows]):.1f}"])
+    return markdown(table)
+
+
+def clock_table(steps=(1000, 1500, 2000, 2500, 3000), seconds=(60, 90, 120, 150, 180)) -> str:
+    """Held-out loss at equal steps and at equal time, on straight lines between evaluations."""
+    head = [*(f"{n:,} steps" for n in steps), *(f"{n} s" for n in seconds), "end"]
+    table = [["masks", *head]]
+    runs = {}
+    for row in read("curves"):
+        runs.setdefault(row["run"], []).append(row)
+    for arm in list(FEW)[:4]:
+        lines = []
+        for name, rows in runs.items():
+            if name.rpartition("-")[0] == arm:
+                loss = [float(row["held_out_loss"]) for row in rows]
+                x = {column: [float(row[column]) for row in rows] for column in ("step", "seconds")}
+                line = [np.interp(n, x["step"], loss, np.nan, np.nan) for n in steps]
+                line += [np.interp(n, x["seconds"], loss, np.nan, np.nan) for n in seconds]
+                lines.append([*line, x["seconds"][-1]])
+        if lines:
+            *means, last = np.mean(lines, 0)
+            table.append([FEW[arm], *("" if np.isnan(m) else f"{m:.3f}" for m in means), f"{last:.0f} s"])
+    return markdown(table)
+
+
 def chart(title: str, column: str, unit: str, bounds: str, last: int = 2000) -> str:
     """A figure as GitHub draws it: one column of curves.csv for the runs in LINES, up to a step."""
     colours = ", ".join(colour for colour, _ in LINES.values())
@@ -217,7 +270,8 @@ def main():
     options = parser.parse_args()
     if options.collect:
         collect(options.collect)
-    print("\n\n".join((pretraining_table(), glue_table(), curve_table(), figures())))
+    main_tables = (pretraining_table(), glue_table(), curve_table(), figures())
+    print("\n\n".join((*main_tables, memory_table(), clock_table())))
 
 
 if __name__ == "__main__":

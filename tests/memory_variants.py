@@ -48,8 +48,12 @@ class Variant(train.Pretraining):
 
     def work(self) -> float:
         """As in train.py, and the head at the tokens that are seen, whose vectors training has anyway."""
-        config, seen = self.model.config, self.o.read_seen * (1 - self.o.mask_ratio)
-        return super().work() + train.forward_flops(config, 0, seen) - train.forward_flops(config, 0, 0)
+        return super().work() + self.o.read_seen * seen_flops(self.model.config, self.o.mask_ratio)
+
+
+def seen_flops(config, mask_ratio: float) -> float:
+    """Operations a token of the vocabulary head at every token that is not masked."""
+    return train.forward_flops(config, 0, 1 - mask_ratio) - train.forward_flops(config, 0, 0)
 
 
 if __name__ == "__main__":
