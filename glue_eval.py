@@ -770,8 +770,8 @@ def main(argv=None):
             Path(o.out).mkdir(parents=True, exist_ok=True)
             with bert.lock(Path(o.out) / ".lock"):
                 evaluate(o)
-    except (OSError, ValueError) as error:
-        sys.exit(f"glue_eval.py: {error}")
+    except Exception as error:
+        sys.exit(f"glue_eval.py: {bert.explain(error)}")
     except KeyboardInterrupt:
         sys.exit("glue_eval.py: interrupted; the same command goes on after the last finished run")
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from model import BertForMaskedLM, atomic_write, load_tokenizer
+from model import BertForMaskedLM, atomic_write, explain, load_tokenizer
 
 IGNORE = -100  # label of a position that has no loss
 SCHEMES = {"80-10-10": (0.8, 0.9), "100-0-0": (1.0, 1.0)}  # a uniform draw, cut: [MASK] | random | as is
@@ -413,8 +413,8 @@ def main(argv=None):
             page = as_html(*picture, highest, title)
             atomic_write(Path(options.html), lambda file: file.write(page.encode()))
             print(f"written to {options.html}")
-    except (OSError, ValueError) as error:
-        sys.exit(f"masking.py: {error}")
+    except Exception as error:
+        sys.exit(f"masking.py: {explain(error)}")
 
 
 if __name__ == "__main__":

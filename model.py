@@ -10,6 +10,7 @@ Shapes in the comments: B sequences, T tokens each, H hidden_size, A heads of D 
 import json
 import math
 import os
+import re
 import time
 import zipfile
 from contextlib import suppress
@@ -407,6 +408,15 @@ def lock(path: Path, wait: bool = False):
             time.sleep(0.2)
         except OSError:
             return file
+
+
+def explain(error: Exception) -> str:
+    """What to tell the user of a program that ends with this error; raises it again where that is a bug."""
+    if isinstance(error, (OSError, ValueError)):
+        return str(error)
+    if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|enough memory", str(error)):
+        return "out of memory; choose a smaller --batch-size, shorter rows or, in pretraining, --accumulate 4"
+    raise error
 
 
 def write_json(path: Path, value):

@@ -947,8 +947,8 @@ def launch(kind, run_kind, description, argv=None):
         if run.world > 1:
             dist.barrier()  # nobody leaves while another one still writes
         return run
-    except (OSError, ValueError) as error:
-        sys.exit(f"{program}: {error}")
+    except Exception as error:
+        sys.exit(f"{program}: {bert.explain(error)}")
     except KeyboardInterrupt:
         saved = (out / "checkpoint.pt").exists()
         kept = f"python {program} --resume --out {out} goes on" if saved else "nothing was saved yet"

@@ -438,6 +438,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(train,
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out").values())
 
 
+def test_running_out_of_memory_is_one_sentence_with_the_remedy_and_a_bug_stays_a_bug(train, monkeypatch):
+    monkeypatch.setattr(program.Pretraining, "loss", lambda self, *batch: torch.empty(2**50))
+    with pytest.raises(SystemExit, match=r"out of memory; .*--batch-size.*--accumulate"):
+        train()
+    cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    for error, kind in ((cuda, SystemExit), (RuntimeError("an illegal memory access"), RuntimeError)):
+
+        def fail(self, *batch, error=error):
+            raise error
+
+        monkeypatch.setattr(program.Pretraining, "loss", fail)
+        with pytest.raises(kind, match="memory"):
+            train()
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(train, tmp_path, monkeypatch):
     import model
 
