@@ -9,7 +9,11 @@ from conftest import PROJECT
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("table", [experiment.pretraining_table, experiment.glue_table])
+TABLES = [experiment.pretraining_table, experiment.glue_table, experiment.curve_table]
+TABLES += [experiment.memory_table, experiment.clock_table]
+
+
+@pytest.mark.parametrize("table", TABLES)
 def test_the_tables_in_the_readme_are_those_of_the_raw_figures(table):
     for line in table().splitlines():
         assert line in README, f"README.md lacks this line of `python tests/experiment.py`:\n{line}"
@@ -17,7 +21,8 @@ def test_the_tables_in_the_readme_are_those_of_the_raw_figures(table):
 
 def test_every_figure_has_the_command_that_made_it():
     for row in experiment.read("runs"):
-        assert row["command"].startswith(("python train.py ", "python distill.py ")), row["run"]
+        program = row["command"].removeprefix("python ").partition(" ")[0]
+        assert program in ("train.py", "distill.py", "tests/memory_variants.py"), row["run"]
         assert f"--out runs/{row['run']}" in row["command"] and len(row["commit"]) == 7
 
 
