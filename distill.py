@@ -40,6 +40,7 @@ class Options(train.Options):
     out: str = option("runs/distill", "folder for the model, its checkpoints, log.csv and args.json")
 
     def __post_init__(self):
+        super().__post_init__()
         self.vocab = self.vocab or ("" if self.from_ else self.teacher)
 
     def without_effect(self):

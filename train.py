@@ -87,7 +87,7 @@ class Options:
     batch_size: int = option(16, "rows a step, over all processes", (1, 2**62))
     accumulate: int = option(1, "pieces in which a process computes its rows, to save memory", (1, 2**62))
     steps: int = option(2000, "updates of the weights", (1, 2**62))
-    lr: float = option(1e-3, "highest learning rate", (1e-12, 1e3))
+    lr: float = option(0.0, "highest learning rate; 0: 1e-3, from small on 5e-4", (1e-12, 1e3))
     warmup: float = option(0.05, "steps until it is reached (below 1: share of --steps); then linear to 0")
     masking: str = option(
         "self",
@@ -117,6 +117,9 @@ class Options:
     compile: bool = option(False, "use torch.compile, if it works")
     dtype: str = option("auto", "auto: bfloat16 if fast here", choices=["auto", "float32", "bfloat16"])
     device: str = option("auto", "cpu, cuda, mps; auto: cuda if there is one")
+
+    def __post_init__(self):
+        self.lr = self.lr or (1e-3 if self.size in ("tiny", "mini") else 5e-4)
 
     def without_effect(self) -> list:
         """(whether it applies, a choice, the options that have no effect with it)."""
@@ -518,7 +521,7 @@ class Pretraining:
         self.optimizer = make_optimizer(self.model, o.lr)
         with self.device:
             # Since the last evaluation: sums of the columns and of masked tokens; how often each id was
-            # masked; ids masked in a step, summed over the steps; masks chosen by a remembered entropy.
+            # masked; ids masked in a step, summed over the steps; masks at places with a remembered entropy.
             self.sums, self.counts = torch.zeros(len(self.columns) + 1), torch.zeros(len(self.pieces))
             self.distinct, self.remembered = torch.zeros(2)
             # For --reading memory: the entropy of every token of the text when it was last a blank, NaN:
@@ -875,7 +878,7 @@ model   {o.from_ or o.size}: {sizes[0]:,} parameters ({sizes[1]:,} embeddings, {
 text    {source}, {facts["characters"] / 1e6:.1f} million characters
         ({facts["duplicates"]:,} of {facts["paragraphs"]:,} paragraphs are duplicates, left out)
 tokens  {len(run.train_ids):,} to learn, {len(run.held_out_ids):,} held out; {len(run.vocab):,} word pieces
-steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens, {epochs:.1f} epochs
+steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens, {epochs:.1f} epochs, learning rate {o.lr:g}
 masks   {o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens a row, {o.corruption}{chosen}
 device  {hardware_name(run.device)}, {str(run.dtype)[6:]}, {run.work() / 1e6:.1f} MFLOP a token
 floor   {run.floor:.3f} nats a token for knowing word frequencies alone, held out; the unigram plateau
@@ -951,7 +954,7 @@ def launch(kind, run_kind, description, argv=None):
         sys.exit(f"{program}: {bert.explain(error)}")
     except KeyboardInterrupt:
         saved = (out / "checkpoint.pt").exists()
-        kept = f"python {program} --resume --out {out} goes on" if saved else "nothing was saved yet"
+        kept = f"python {sys.argv[0]} --resume --out {out} goes on" if saved else "nothing was saved yet"
         sys.exit(f"{program}: interrupted; {kept}")
     finally:
         if held:

@@ -1,8 +1,8 @@
 """The README's tables of the experiment: `python tests/experiment.py` (by hand; no test).
 
 `--collect runs` first reads finished runs: folders named ARM-SEED as train.py and distill.py leave them, and
-what glue_eval.py wrote to ARM-SEED-glue. Their figures become small files in tests/results, each with the
-command that made it; the tables are computed from these files alone.
+what glue_eval.py wrote to ARM-SEED-glue. Their figures replace the small files in tests/results (in runs.csv
+with the command that made each run); the tables are computed from these files alone.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ARMS = {
 }
 FEW = {  # twelve epochs of half a million tokens, to explore --reading memory
     "few-random": "random",
-    "few-random-long": "random, more steps: as long as blank takes",
+    "few-random-long": "random, 4,100 steps",
     "few-blank": "self, blank, sample (default)",
     "few-memory": "self, memory, sample",
     "few-mixed": "memory, `--random-share 0.5`",
@@ -44,6 +44,7 @@ FEW = {  # twelve epochs of half a million tokens, to explore --reading memory
     "few-forget": "memory, `--forget 0.5`",
     "few-smooth": "memory, `--smooth 0.5`",
     "few-seen": "memory, `--read-seen`",
+    "few-high": "memory, `--select high`",
     "few-high-mixed": "memory, `--select high --random-share 0.5`",
     "few-high-forget": "memory, `--select high --forget 0.5`",
 }
@@ -56,7 +57,7 @@ LINES = {  # of the figures: colour and name
 
 
 def operations(folder: Path, options: dict, distilled: bool) -> float:
-    """Multiplications and additions a token of a finished run, on average over its steps."""
+    """Operations a token of a finished run, on average over its steps; a teacher, if any, only distils."""
     names = {f.name for f in train.fields(train.Options)}
     config = SimpleNamespace(config=BertConfig.from_folder(folder))
     o = train.Options(**{name: value for name, value in options.items() if name in names})
@@ -79,7 +80,8 @@ def collect(runs: Path):
             log = list(csv.DictReader(file))
         for row in log:
             curves.append({"run": folder.name, **{name: row.get(name, "")[:7] for name in CURVE}})
-        if record["options"]["steps"] != int(log[-1]["step"]):
+        steps = record["options"]["steps"]
+        if steps != int(log[-1]["step"]):
             print(f"{folder} was stopped at step {log[-1]['step']}: a curve, no row in the tables")
             continue
         left = next((line for line in log if line["on_plateau"] == "0"), {})
@@ -89,9 +91,10 @@ def collect(runs: Path):
         line |= {"left_plateau_step": left.get("step", "never"), "seconds": log[-1]["seconds"]}
         distilled = "kd_alpha" in record["options"]
         line["mflop_a_token"] = f"{operations(folder, record['options'], distilled) / 1e6:.2f}"
-        shares = [float(row["remembered_share"]) for row in log if row.get("remembered_share")]
-        shares = [share for share in shares if share > 0]
-        line["remembered_share"] = f"{np.mean(shares):.3f}" if shares else ""
+        late = steps - train.as_steps(record["options"]["entropy_warmup"], steps)  # those that use entropies
+        ends = [0, *(int(row["step"]) for row in log)]
+        shares = [float(row.get("remembered_share") or 0) for row in log]
+        line["remembered_share"] = f"{np.dot(np.diff(ends), shares) / late:.3f}" if any(shares) else ""
         summary.append(line | {"commit": record["git_commit"][:7], "command": f"python {record['command']}"})
         for path in sorted(runs.glob(f"{folder.name}-glue*/glue.json")):
             for arm, tasks in json.loads(path.read_text())["results"].items():
@@ -137,7 +140,8 @@ def against(base: dict, arm: dict, digits: int) -> str:
     gaps = [arm[seed] - base[seed] for seed in arm if seed in base]
     deviation = f" ({np.std(gaps, ddof=1):.{digits}f})" if len(gaps) > 1 else ""
     test = welch(list(base.values()), list(arm.values()))
-    verdict = f", p = {test[2]:.3f}" + ": no difference found" * (test[2] >= 0.05) if test else ""
+    p = f"p = {test[2]:.3f}" if test and test[2] >= 0.001 else "p < 0.001"
+    verdict = f", {p}" + ": no difference found" * (test[2] >= 0.05) if test else ""
     return f"{np.mean(gaps):+.{digits}f}{deviation}{verdict}"
 
 
@@ -183,7 +187,10 @@ def glue_table() -> str:
 
 
 def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
-    """Held-out loss on the way, at equal steps and at equal operations: of as many random steps."""
+    """Held-out loss on the way, at equal steps and at equal operations: of as many random steps.
+
+    Between two evaluations on a straight line.
+    """
     runs = {row["run"]: row for row in read("runs")}
     arms = by_arm(row for row in read("curves") if row["run"] in runs)
     cheapest = min(float(row["mflop_a_token"]) for row in runs.values())
@@ -206,12 +213,13 @@ def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
 
 def memory_table() -> str:
     """Variants of --reading memory: held-out loss, against random masks and against plain memory."""
-    table = [["masks", "held-out loss", "against random", "against memory", "by memory", "MFLOP a token"]]
+    table = [["masks", "held-out loss", "against random", "against memory", "from memory", "MFLOP a token"]]
     arms = by_arm(read("runs"), FEW)
     loss = {arm: {seed_of(row): float(row["held_out_loss"]) for row in rows} for arm, rows in arms.items()}
     for arm, rows in arms.items():
         cells = [FEW[arm], spread(list(loss[arm].values()), 3)]
-        cells += [against(loss[b], loss[arm], 3) if arm != b else "" for b in ("few-random", "few-memory")]
+        bases = ("few-random", "few-memory")
+        cells += [against(loss[b], loss[arm], 3) if b in loss and b != arm else "" for b in bases]
         shares = [float(row["remembered_share"]) for row in rows if row["remembered_share"]]
         cells.append(f"{np.mean(shares):.0%}" if shares else "")
         table.append([*cells, f"{np.mean([float(row['mflop_a_token']) for row in rows]):.1f}"])

@@ -1,4 +1,4 @@
-"""Variants of `--reading memory`, each a line or two on top of it: `python tests/memory_variants.py --help`.
+"""Variants of `--reading memory`, a few lines each: `python tests/memory_variants.py --help`.
 
 Options, text and everything else are train.py's. What the variants bring is in the README.
 """
@@ -21,7 +21,7 @@ class Options(train.Options):
     """train.py's options, and the variants."""
 
     reading: str = option("memory", "this program is about memory alone", choices=["memory"])
-    forget: float = option(0.0, "how far an entropy goes back to the mean until the next visit", (0, 1))
+    forget: float = option(0.0, "how far entropies go back to the mean before each use", (0, 1))
     smooth: float = option(0.0, "weight of what was remembered in what is remembered next", (0, 1))
     read_seen: bool = option(False, "also remember how unsure the model is of tokens that it sees")
     out: str = option("runs/memory", "folder for the model, its checkpoints, log.csv and args.json")
@@ -31,7 +31,7 @@ class Variant(train.Pretraining):
     """A pretraining run whose memory changes in other ways."""
 
     def update(self):
-        """One step; before and after it, the rows it reads are changed in the memory [rows, T] of nats."""
+        """One step; before and after it, the rows that it reads change in the memory [rows, T], nats."""
         o, index = self.o, self.send(train.rows_of_step(self.o, self.step, self.row_count))
         old = self.memory[index].lerp(self.mean_entropy.half(), o.forget)  # [B, T]; NaN, never read, stays
         self.memory[index] = old
@@ -40,14 +40,14 @@ class Variant(train.Pretraining):
         new = torch.where(old.isnan(), new, new.lerp(old, o.smooth))  # alike where nothing new was read
         if o.read_seen:
             ids, places, masked = self.last  # as corrupted in this step
-            with self.autocast():  # a pass of its own, to keep this short: training has made it already
+            with self.autocast():  # a pass of its own, to keep this short; the step has made one
                 seen = masking.sequence_entropy(self.model, ids)
             hidden = torch.zeros_like(ids).scatter(1, places, masked.long()) > 0
             new = torch.where(hidden, new, seen.half())
         self.memory[index] = new
 
     def work(self) -> float:
-        """As in train.py, and the head at the tokens that are seen, whose vectors training has anyway."""
+        """As in train.py, and the head at the tokens that are seen; not the pass that `update` adds."""
         return super().work() + self.o.read_seen * seen_flops(self.model.config, self.o.mask_ratio)
 
 

@@ -1,4 +1,4 @@
-"""The README's results are what the raw figures in tests/results say, computed as they claim."""
+"""The README's tables of results are what the raw figures in tests/results say."""
 
 import csv
 
@@ -19,7 +19,7 @@ def test_the_tables_in_the_readme_are_those_of_the_raw_figures(table):
         assert line in README, f"README.md lacks this line of `python tests/experiment.py`:\n{line}"
 
 
-def test_every_figure_has_the_command_that_made_it():
+def test_every_run_has_the_command_that_made_it():
     for row in experiment.read("runs"):
         program = row["command"].removeprefix("python ").partition(" ")[0]
         assert program in ("train.py", "distill.py", "tests/memory_variants.py"), row["run"]

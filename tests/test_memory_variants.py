@@ -33,7 +33,7 @@ def test_without_a_variant_memory_keeps_what_was_read_last(monkeypatch):
     assert memory_after_a_step(monkeypatch) == pytest.approx([3, 3, 1, NAN], nan_ok=True)
 
 
-def test_what_is_not_read_again_goes_back_to_the_mean(monkeypatch):
+def test_what_is_remembered_goes_back_to_the_mean_before_the_step(monkeypatch):
     # 1 goes a quarter of its way to 2; what was read in this step is new; what was never read stays so
     assert memory_after_a_step(monkeypatch, forget=0.25) == pytest.approx([3, 3, 1.25, NAN], nan_ok=True)
 

@@ -179,3 +179,9 @@ def test_builtin_corpus_is_prose(tmp_path, monkeypatch):
     assert "\n>>>" not in text, "code examples are dropped"
     assert text.count(" the ") > 20_000
     assert train.builtin_corpus(tmp_path) == path
+
+
+def test_the_default_learning_rate_is_that_at_which_a_size_leaves_the_plateau():
+    assert [train.Options(size=size).lr for size in ("tiny", "mini")] == [1e-3, 1e-3]
+    assert [train.Options(size=size).lr for size in ("small", "medium", "base")] == [5e-4, 5e-4, 5e-4]
+    assert train.Options(size="base", lr=1e-3).lr == 1e-3, "a rate that is given counts"
