@@ -140,8 +140,10 @@ def against(base: dict, arm: dict, digits: int) -> str:
     gaps = [arm[seed] - base[seed] for seed in arm if seed in base]
     deviation = f" ({np.std(gaps, ddof=1):.{digits}f})" if len(gaps) > 1 else ""
     test = welch(list(base.values()), list(arm.values()))
-    p = f"p = {test[2]:.3f}" if test and test[2] >= 0.001 else "p < 0.001"
-    verdict = f", {p}" + ": no difference found" * (test[2] >= 0.05) if test else ""
+    verdict = ""
+    if test:
+        p = f"p = {test[2]:.3f}" if test[2] >= 0.001 else "p < 0.001"
+        verdict = f", {p}" + ": no difference found" * (test[2] >= 0.05)
     return f"{np.mean(gaps):+.{digits}f}{deviation}{verdict}"
 
 

@@ -181,7 +181,7 @@ def test_builtin_corpus_is_prose(tmp_path, monkeypatch):
     assert train.builtin_corpus(tmp_path) == path
 
 
-def test_the_default_learning_rate_is_that_at_which_a_size_leaves_the_plateau():
+def test_larger_models_have_a_lower_default_learning_rate():
     assert [train.Options(size=size).lr for size in ("tiny", "mini")] == [1e-3, 1e-3]
     assert [train.Options(size=size).lr for size in ("small", "medium", "base")] == [5e-4, 5e-4, 5e-4]
     assert train.Options(size="base", lr=1e-3).lr == 1e-3, "a rate that is given counts"
