@@ -1,31 +1,33 @@
-"""The README's tables of the experiment: `python tests/experiment.py` (by hand; no test).
+"""Tables and figures of the lab report: `python tests/lab/experiment.py` (by hand; no test).
 
-`--collect runs` first reads finished runs: folders named ARM-SEED as train.py and distill.py leave them, and
-what glue_eval.py wrote to ARM-SEED-glue. Their figures replace the small files in tests/results (in runs.csv
-with the command that made each run); the tables are computed from these files alone.
+`--collect runs` first reads finished runs: folders named ARM-SEED as the training programs leave them, and
+what glue_eval.py wrote to ARM-SEED-glue. Their results replace the small CSV files in tests/lab/results (in
+runs.csv with the command that made each run). Tables and figures are made from these files alone.
 """
 
 import argparse
 import csv
 import json
+import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
+LAB = Path(__file__).resolve().parent
+PROJECT = LAB.parent.parent
+sys.path[:0] = [str(PROJECT), str(LAB)]
 
-import memory_variants  # noqa: E402
+import flops  # noqa: E402
+from chart import line_chart  # noqa: E402
+from compare import paired, welch  # noqa: E402
 
-import train  # noqa: E402
-from glue_eval import markdown, welch  # noqa: E402
+from glue_eval import markdown  # noqa: E402
 from model import BertConfig  # noqa: E402
 
-FILES = PROJECT / "tests/results"
-CURVE = ("step", "seconds", "held_out_loss", "held_out_accuracy", "on_plateau", "distinct_ids")
-CURVE += ("commonest_share", "remembered_share")
+FILES = LAB / "results"
+CURVE = ["step", "seconds", "held_out_loss", "held_out_accuracy", "on_plateau", "distinct_ids"]
+CURVE += ["commonest_share", "remembered_share"]
 ARMS = {
     "random": "random",
     "frequency": "frequency-matched to blank-high",
@@ -48,144 +50,233 @@ FEW = {  # twelve epochs of half a million tokens, to explore --reading memory
     "few-high-mixed": "memory, `--select high --random-share 0.5`",
     "few-high-forget": "memory, `--select high --forget 0.5`",
 }
-LINES = {  # of the figures: colour and name
-    "random-0": ("blue", "random"),
-    "blank-high-0": ("green", "blank, high"),
-    "visible-high-0": ("red", "visible, high, 80-10-10"),
-    "visible-high-all-mask-0": ("orange", "visible, high, all [MASK]"),
+COLLAPSE = {  # single runs
+    "random-0": "random",
+    "blank-high-0": "blank, high",
+    "visible-high-0": "visible, high, 80-10-10",
+    "visible-high-all-mask-0": "visible, high, all [MASK]",
+}
+COLOURS = {  # the same in every figure
+    "random": "blue",
+    "frequency": "orange",
+    "blank-high": "red",
+    "blank-sample": "green",
+    "memory": "violet",
+    "kd-random": "teal",
+    "visible-high": "pink",
+    "visible-high-all-mask": "orange",
 }
 
-
-def operations(folder: Path, options: dict, distilled: bool) -> float:
-    """Operations a token of a finished run, on average over its steps; a teacher, if any, only distils."""
-    names = {f.name for f in train.fields(train.Options)}
-    config = SimpleNamespace(config=BertConfig.from_folder(folder))
-    o = train.Options(**{name: value for name, value in options.items() if name in names})
-    run = SimpleNamespace(o=o, model=config, teacher=config)
-    run.random_steps = train.as_steps(o.entropy_warmup, o.steps)
-    work = train.Pretraining.work(run)
-    if options.get("read_seen"):
-        work += memory_variants.seen_flops(config.config, o.mask_ratio)
-    if distilled:
-        work += train.forward_flops(BertConfig.from_folder(options["teacher"]), o.seq_len, o.mask_ratio)
-    return work
+# ---- from the folders of runs to the small files ----
 
 
 def collect(runs: Path):
     """Write runs.csv, curves.csv (of stopped runs too) and glue.csv from the folders in `runs`."""
-    summary, curves, glue = [], [], []
+    summary = []
+    curves = []
+    glue = []
     for folder in sorted(path.parent for path in runs.glob("*/log.csv")):
         record = json.loads((folder / "args.json").read_text())
         with open(folder / "log.csv", newline="") as file:
             log = list(csv.DictReader(file))
         for row in log:
-            curves.append({"run": folder.name, **{name: row.get(name, "")[:7] for name in CURVE}})
-        steps = record["options"]["steps"]
-        if steps != int(log[-1]["step"]):
+            curves.append({"run": folder.name} | {name: row.get(name, "")[:7] for name in CURVE})
+        if int(log[-1]["step"]) < record["options"]["steps"]:
             print(f"{folder} was stopped at step {log[-1]['step']}: a curve, no row in the tables")
             continue
-        left = next((line for line in log if line["on_plateau"] == "0"), {})
-        line = {"run": folder.name, "floor": f"{record['unigram_floor']:.4f}"}
-        line |= {"held_out_loss": f"{float(log[-1]['held_out_loss']):.4f}"}
-        line |= {"held_out_accuracy": f"{float(log[-1]['held_out_accuracy']):.4f}"}
-        line |= {"left_plateau_step": left.get("step", "never"), "seconds": log[-1]["seconds"]}
-        distilled = "kd_alpha" in record["options"]
-        line["mflop_a_token"] = f"{operations(folder, record['options'], distilled) / 1e6:.2f}"
-        late = steps - train.as_steps(record["options"]["entropy_warmup"], steps)  # those that use entropies
-        ends = [0, *(int(row["step"]) for row in log)]
-        shares = [float(row.get("remembered_share") or 0) for row in log]
-        line["remembered_share"] = f"{np.dot(np.diff(ends), shares) / late:.3f}" if any(shares) else ""
-        summary.append(line | {"commit": record["git_commit"][:7], "command": f"python {record['command']}"})
-        for path in sorted(runs.glob(f"{folder.name}-glue*/glue.json")):
-            for arm, tasks in json.loads(path.read_text())["results"].items():
-                for task, seeds in tasks.items():
-                    for seed, result in seeds.items():
-                        for metric, score in result["scores"].items():
-                            facts = {"run": folder.name, "start": arm, "task": task, "metric": metric}
-                            facts |= {"seed": seed, "score": f"{score:.4f}"}
-                            glue.append(facts | {"train_rows": result["train_rows"]})
+        summary.append(summary_of(folder, record, log))
+        glue += glue_scores(folder)
     FILES.mkdir(exist_ok=True)
     for name, rows in (("runs", summary), ("curves", curves), ("glue", glue)):
         if rows:
-            train.write_table(FILES / f"{name}.csv", rows)
+            write(name, rows)
+
+
+def summary_of(folder: Path, record: dict, log: list) -> dict:
+    """The row of runs.csv for a finished run: what its end, its log and its options say."""
+    options = record["options"]
+    last = log[-1]
+    left = next((row["step"] for row in log if row["on_plateau"] == "0"), "never")
+    teacher = BertConfig.from_folder(options["teacher"]) if options.get("teacher") else None
+    operations = flops.flops_per_token(options, BertConfig.from_folder(folder), teacher)
+    return {
+        "run": folder.name,
+        "floor": f"{record['unigram_floor']:.4f}",
+        "held_out_loss": f"{float(last['held_out_loss']):.4f}",
+        "held_out_accuracy": f"{float(last['held_out_accuracy']):.4f}",
+        "left_plateau_step": left,
+        "seconds": last["seconds"],
+        "mflop_a_token": f"{operations / 1e6:.2f}",
+        "remembered_share": remembered_share(log, options),
+        "commit": record["git_commit"][:7],
+        "command": f"python {record['command']}",
+    }
+
+
+def remembered_share(log: list, options: dict) -> str:
+    """Of the masks after the random steps, the share at remembered places; "" without memory."""
+    total = 0.0
+    before = 0
+    for row in log:
+        step = int(row["step"])
+        total += (step - before) * float(row.get("remembered_share") or 0)  # a mean since the last evaluation
+        before = step
+    steps_by_entropy = flops.share_by_entropy(options) * options["steps"]
+    return f"{total / steps_by_entropy:.3f}" if total else ""
+
+
+def glue_scores(folder: Path) -> list:
+    """Rows of glue.csv: every score in the glue.json files beside a run."""
+    rows = []
+    for path in sorted(folder.parent.glob(f"{folder.name}-glue*/glue.json")):
+        for start, tasks in json.loads(path.read_text())["results"].items():
+            for task, seeds in tasks.items():
+                for seed, result in seeds.items():
+                    for metric, score in result["scores"].items():
+                        row = {"run": folder.name, "start": start, "task": task, "metric": metric}
+                        row |= {"seed": seed, "score": f"{score:.4f}", "train_rows": result["train_rows"]}
+                        rows.append(row)
+    return rows
+
+
+def write(name: str, rows: list):
+    """Write a file in tests/lab/results; the rows share their columns."""
+    with open(FILES / f"{name}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read(name: str) -> list:
-    """The rows of a file in tests/results."""
+    """The rows of a file in tests/lab/results."""
     with open(FILES / f"{name}.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def seed_of(row: dict) -> str:
+# ---- tables ----
+
+
+def arm_of(run: str) -> str:
+    """The name of a run without its seed: "blank-high" of "blank-high-0"."""
+    return run.rpartition("-")[0]
+
+
+def seed_of(run: str) -> str:
     """The seed at the end of a run's name."""
-    return row["run"].rpartition("-")[2]
+    return run.rpartition("-")[2]
 
 
-def by_arm(rows, known=tuple(ARMS)) -> dict:
-    """{arm: rows}, of the arms that are known, in their order."""
+def by_arm(rows, known) -> dict:
+    """{arm: its rows}, of the arms that are known, in their order."""
     arms = {}
     for row in rows:
-        arms.setdefault(row["run"].rpartition("-")[0], []).append(row)
+        arms.setdefault(arm_of(row["run"]), []).append(row)
     return {arm: arms[arm] for arm in known if arm in arms}
 
 
+def by_seed(rows, column: str) -> dict:
+    """{seed: value} of one arm."""
+    return {seed_of(row["run"]): float(row[column]) for row in rows}
+
+
 def spread(values, digits: int) -> str:
-    """Mean and, from two values on, the sample's standard deviation."""
-    deviation = f" ({np.std(values, ddof=1):.{digits}f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
+    """Mean and, from two values on, the standard deviation of the sample."""
+    mean = f"{np.mean(values):.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ({np.std(values, ddof=1):.{digits}f})"
 
 
-def against(base: dict, arm: dict, digits: int) -> str:
-    """Difference of two arms {seed: value}: mean (deviation over shared seeds), and Welch's t-test at 5%."""
-    gaps = [arm[seed] - base[seed] for seed in arm if seed in base]
-    deviation = f" ({np.std(gaps, ddof=1):.{digits}f})" if len(gaps) > 1 else ""
-    test = welch(list(base.values()), list(arm.values()))
-    verdict = ""
-    if test:
-        p = f"p = {test[2]:.3f}" if test[2] >= 0.001 else "p < 0.001"
-        verdict = f", {p}" + ": no difference found" * (test[2] >= 0.05)
-    return f"{np.mean(gaps):+.{digits}f}{deviation}{verdict}"
+def p_value(test) -> str:
+    """The p of a test, three digits; empty where the spread is not known."""
+    if test is None:
+        return ""
+    p = test[2]
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def against(base: dict, arm: dict, digits: int) -> list:
+    """Three cells: the mean difference of two arms {seed: value}, p of Welch's test, p of the paired test.
+
+    The difference has its standard deviation over the shared seeds. The verdict follows Welch's test at 5%.
+    """
+    shared = [seed for seed in arm if seed in base]
+    gaps = [arm[seed] - base[seed] for seed in shared]
+    difference = f"{np.mean(gaps):+.{digits}f}"
+    if len(gaps) > 1:
+        difference += f" ({np.std(gaps, ddof=1):.{digits}f})"
+
+    by_welch = welch(list(base.values()), list(arm.values()))
+    verdict = p_value(by_welch)
+    if by_welch and by_welch[2] >= 0.05:
+        verdict += ": no difference found"
+    by_pairs = paired([base[seed] for seed in shared], [arm[seed] for seed in shared])
+    return [difference, verdict, p_value(by_pairs)]
 
 
 def pretraining_table() -> str:
     """Held-out loss and cost of every arm, against random masks."""
-    table = [
-        ["masks", "seeds", "held-out loss", "accuracy", "against random", "MFLOP a token", "plateau left by"]
-    ]
-    arms = by_arm(read("runs"))
-    loss = {arm: {seed_of(row): float(row["held_out_loss"]) for row in rows} for arm, rows in arms.items()}
+    head = ["masks", "seeds", "held-out loss", "accuracy", "against random", "p (Welch)", "p (paired)"]
+    table = [[*head, "MFLOP per token", "plateau left by"]]
+    arms = by_arm(read("runs"), ARMS)
+    loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
     for arm, rows in arms.items():
-        accuracy = [float(row["held_out_accuracy"]) for row in rows]
-        left = sorted({row["left_plateau_step"] for row in rows}, key=lambda step: (len(step), step))
-        cells = [ARMS[arm], str(len(rows)), spread(list(loss[arm].values()), 3), spread(accuracy, 3)]
-        cells.append(against(loss["random"], loss[arm], 3) if arm != "random" else "")
-        table.append(
-            [*cells, f"{np.mean([float(r['mflop_a_token']) for r in rows]):.1f}", f"step {left[-1]}"]
-        )
+        accuracy = by_seed(rows, "held_out_accuracy")
+        operations = np.mean([float(row["mflop_a_token"]) for row in rows])
+        left = max((row["left_plateau_step"] for row in rows), key=lambda step: (len(step), step))
+        comparison = ["", "", ""]
+        if arm != "random":
+            comparison = against(loss["random"], loss[arm], 3)
+        cells = [ARMS[arm], str(len(rows))]
+        cells += [spread(list(loss[arm].values()), 3), spread(list(accuracy.values()), 3)]
+        table.append([*cells, *comparison, f"{operations:.1f}", f"step {left}"])
     return markdown(table)
 
 
 def glue_table() -> str:
-    """Fine-tuning scores in percent: a column a task, metrics and fine-tuning seeds averaged within a run."""
-    runs = {}
+    """Fine-tuning scores in percent, a column per task; metrics and seeds are averaged within a run."""
+    scores = {}  # arm: {seed: {task: [scores]}}
     for row in read("glue"):
-        arm = "from scratch" if row["start"] == "from scratch" else row["run"].rpartition("-")[0]
-        tasks = runs.setdefault(arm, {}).setdefault(seed_of(row), {})
+        arm = "from scratch" if row["start"] == "from scratch" else arm_of(row["run"])
+        tasks = scores.setdefault(arm, {}).setdefault(seed_of(row["run"]), {})
         tasks.setdefault(row["task"], []).append(100 * float(row["score"]))
-    names = sorted(set.intersection(*(set(tasks) for arm in runs.values() for tasks in arm.values())))
-    table = [["start", "runs", *names, "average", "average against random"]]
+
+    every_run = [set(tasks) for arm in scores.values() for tasks in arm.values()]
+    names = sorted(set.intersection(*every_run))
     averages = {}
+    for arm, runs in scores.items():
+        averages[arm] = {
+            seed: np.mean([np.mean(tasks[name]) for name in names]) for seed, tasks in runs.items()
+        }
+
+    table = [["start", "runs", *names, "average", "against random", "p (Welch)", "p (paired)"]]
     for arm in ("from scratch", *ARMS):
-        if arm not in runs:
+        if arm not in scores:
             continue
-        scores = [[np.mean(tasks[name]) for name in names] for tasks in runs[arm].values()]
-        averages[arm] = dict(zip(runs[arm], [np.mean(row) for row in scores], strict=True))
-        cells = [spread(column, 1) for column in [*zip(*scores, strict=True), list(averages[arm].values())]]
-        table.append([ARMS.get(arm, arm), str(len(scores)), *cells, ""])
-        if arm not in ("from scratch", "random"):
-            table[-1][-1] = against(averages["random"], averages[arm], 1)
-    table[1][-1] = against(averages["random"], averages["from scratch"], 1)
+        runs = scores[arm].values()
+        cells = [ARMS.get(arm, arm), str(len(runs))]
+        cells += [spread([np.mean(tasks[name]) for tasks in runs], 1) for name in names]
+        cells.append(spread(list(averages[arm].values()), 1))
+        comparison = ["", "", ""]
+        if arm != "random":
+            comparison = against(averages["random"], averages[arm], 1)
+        table.append([*cells, *comparison])
     return markdown(table)
+
+
+def mean_curve(rows) -> tuple[list, list]:
+    """Steps, and at each the held-out loss, averaged over the runs of an arm."""
+    losses = {}
+    for row in rows:
+        losses.setdefault(int(row["step"]), []).append(float(row["held_out_loss"]))
+    steps = sorted(losses)
+    return steps, [np.mean(losses[step]) for step in steps]
+
+
+def main_curves() -> dict:
+    """{arm: rows of curves.csv} of the finished runs of the main series."""
+    finished = {row["run"] for row in read("runs")}
+    return by_arm([row for row in read("curves") if row["run"] in finished], ARMS)
 
 
 def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
@@ -193,95 +284,137 @@ def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
 
     Between two evaluations on a straight line.
     """
-    runs = {row["run"]: row for row in read("runs")}
-    arms = by_arm(row for row in read("curves") if row["run"] in runs)
-    cheapest = min(float(row["mflop_a_token"]) for row in runs.values())
+    operations = {row["run"]: float(row["mflop_a_token"]) for row in read("runs")}
+    cheapest = min(operations.values())
     table = [["masks", "equal", *(f"{step:,} steps" for step in milestones)]]
-    for arm, rows in arms.items():
-        losses = {}
-        for row in rows:
-            losses.setdefault(int(row["step"]), []).append(float(row["held_out_loss"]))
-        steps, means = sorted(losses), [np.mean(losses[step]) for step in sorted(losses)]
-        table.append([ARMS[arm], "steps", *(f"{np.interp(step, steps, means):.3f}" for step in milestones)])
-        extra = float(runs[rows[0]["run"]]["mflop_a_token"]) / cheapest - 1
+    for arm, rows in main_curves().items():
+        steps, losses = mean_curve(rows)
+        cells = [f"{np.interp(step, steps, losses):.3f}" for step in milestones]
+        table.append([ARMS[arm], "steps", *cells])
+
+        extra = operations[rows[0]["run"]] / cheapest - 1
         if extra > 0.01:
-            first = 0.0 if arm.startswith("kd") else 0.3 * steps[-1]  # steps that cost what random ones do
-            rate = 1 + extra * steps[-1] / (steps[-1] - first)
-            reached = [min(step, first) + max(0, step - first) / rate for step in milestones]
-            cells = (f"{np.interp(step, steps, means):.3f}" for step in reached)
+            last = steps[-1]
+            cheap_steps = (
+                0.0 if arm.startswith("kd") else 0.3 * last
+            )  # the first ones cost what random ones do
+            price = 1 + extra * last / (last - cheap_steps)  # of each later one, in random steps
+            cells = []
+            for budget in milestones:
+                reached = min(budget, cheap_steps) + max(0, budget - cheap_steps) / price
+                cells.append(f"{np.interp(reached, steps, losses):.3f}")
             table.append([ARMS[arm], "operations", *cells])
     return markdown(table)
 
 
 def memory_table() -> str:
     """Variants of --reading memory: held-out loss, against random masks and against plain memory."""
-    table = [["masks", "held-out loss", "against random", "against memory", "from memory", "MFLOP a token"]]
+    head = ["masks", "held-out loss", "against random", "p (Welch)", "p (paired)"]
+    table = [[*head, "against memory", "p (Welch)", "p (paired)", "from memory", "MFLOP per token"]]
     arms = by_arm(read("runs"), FEW)
-    loss = {arm: {seed_of(row): float(row["held_out_loss"]) for row in rows} for arm, rows in arms.items()}
+    loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
     for arm, rows in arms.items():
         cells = [FEW[arm], spread(list(loss[arm].values()), 3)]
-        bases = ("few-random", "few-memory")
-        cells += [against(loss[b], loss[arm], 3) if b in loss and b != arm else "" for b in bases]
+        for base in ("few-random", "few-memory"):
+            cells += ["", "", ""] if arm == base else against(loss[base], loss[arm], 3)
         shares = [float(row["remembered_share"]) for row in rows if row["remembered_share"]]
-        cells.append(f"{np.mean(shares):.0%}" if shares else "")
-        table.append([*cells, f"{np.mean([float(row['mflop_a_token']) for row in rows]):.1f}"])
+        operations = np.mean([float(row["mflop_a_token"]) for row in rows])
+        table.append([*cells, f"{np.mean(shares):.0%}" if shares else "", f"{operations:.1f}"])
     return markdown(table)
 
 
 def clock_table(steps=(1000, 1500, 2000, 2500, 3000), seconds=(60, 90, 120, 150, 180)) -> str:
     """Held-out loss at equal steps and at equal time, on straight lines between evaluations."""
-    head = [*(f"{n:,} steps" for n in steps), *(f"{n} s" for n in seconds), "end"]
-    table = [["masks", *head]]
+    table = [["masks", *(f"{n:,} steps" for n in steps), *(f"{n} s" for n in seconds), "end"]]
     runs = {}
     for row in read("curves"):
         runs.setdefault(row["run"], []).append(row)
     for arm in list(FEW)[:4]:
-        lines = []
+        losses = []
+        ends = []
         for name, rows in runs.items():
-            if name.rpartition("-")[0] == arm:
-                loss = [float(row["held_out_loss"]) for row in rows]
-                x = {column: [float(row[column]) for row in rows] for column in ("step", "seconds")}
-                line = [np.interp(n, x["step"], loss, np.nan, np.nan) for n in steps]
-                line += [np.interp(n, x["seconds"], loss, np.nan, np.nan) for n in seconds]
-                lines.append([*line, x["seconds"][-1]])
-        if lines:
-            *means, last = np.mean(lines, 0)
-            table.append([FEW[arm], *("" if np.isnan(m) else f"{m:.3f}" for m in means), f"{last:.0f} s"])
+            if arm_of(name) != arm:
+                continue
+            loss = [float(row["held_out_loss"]) for row in rows]
+            at_step = [float(row["step"]) for row in rows]
+            at_second = [float(row["seconds"] or 0) for row in rows]
+            line = [np.interp(n, at_step, loss, np.nan, np.nan) for n in steps]
+            line += [np.interp(n, at_second, loss, np.nan, np.nan) for n in seconds]
+            losses.append(line)
+            ends.append(at_second[-1])
+        if losses:
+            means = np.mean(losses, 0)
+            cells = ["" if np.isnan(mean) else f"{mean:.3f}" for mean in means]
+            table.append([FEW[arm], *cells, f"{np.mean(ends):.0f} s"])
     return markdown(table)
 
 
-def chart(title: str, column: str, unit: str, bounds: str, last: int = 2000) -> str:
-    """A figure as GitHub draws it: one column of curves.csv for the runs in LINES, up to a step."""
-    colours = ", ".join(colour for colour, _ in LINES.values())
-    names = "; ".join(f"{colour}: {name}" for colour, name in LINES.values())
-    rows = [row for row in read("curves") if int(row["step"]) <= last]
-    curves = {run: [row for row in rows if row["run"] == run] for run in LINES}
-    steps = [row["step"] for row in curves["random-0"]]
-    settings = {"themeVariables": {"xyChart": {"plotColorPalette": colours}}}
-    lines = [f"```mermaid\n%%{{init: {json.dumps(settings)}}}%%\nxychart-beta", f'    title "{title}"']
-    lines += [f'    x-axis "step" [{", ".join(steps)}]', f'    y-axis "{unit}" {bounds}']
-    for run in LINES:
-        lines.append(f"    line [{', '.join(f'{float(row[column]):.4g}' for row in curves[run])}]")
-    return "\n".join([*lines, "```", "", f"({names})"])
+# ---- figures: lines {name: (colour, xs, ys)} ----
 
 
-def figures() -> str:
-    """The two figures of stability."""
-    return f"""\
-{chart("Held-out loss", "held_out_loss", "nats", "4.5 --> 6.5")}
+def collapse_lines(column: str) -> dict:
+    """A column of curves.csv for the runs in COLLAPSE, to step 2,000, where two of them were stopped."""
+    lines = {}
+    for run, name in COLLAPSE.items():
+        rows = [row for row in read("curves") if row["run"] == run and 0 < int(row["step"]) <= 2000]
+        steps = [int(row["step"]) for row in rows]
+        lines[name] = (COLOURS[arm_of(run)], steps, [float(row[column]) for row in rows])
+    return lines
 
-{chart("Distinct token ids masked in a step", "distinct_ids", "ids", "350 --> 550")}"""
+
+def loss_lines() -> dict:
+    """Mean held-out loss of each arm of the main series."""
+    lines = {}
+    for arm, rows in main_curves().items():
+        steps, losses = mean_curve([row for row in rows if int(row["step"]) > 0])
+        lines[ARMS[arm]] = (COLOURS[arm], steps, losses)
+    return lines
+
+
+def difference_lines() -> dict:
+    """Mean held-out loss less that of random masks; without distillation, which is far off."""
+    losses = loss_lines()
+    _, _, base = losses.pop(ARMS["random"])
+    losses.pop(ARMS["kd-random"], None)
+    return {name: (colour, steps, list(np.subtract(y, base))) for name, (colour, steps, y) in losses.items()}
+
+
+def figures() -> dict:
+    """{name of the file: SVG}."""
+    nats = "nats per token"
+    later = "step (entropies choose the masks from step 1,200 on)"
+    difference = "Held-out loss less that of random masks, mean of three seeds (below 0 is better)"
+    ids = "Distinct token ids that a step masks, one seed"
+    return {
+        "arms-loss.svg": line_chart("Held-out loss, mean of three seeds", loss_lines(), "step", nats),
+        "arms-difference.svg": line_chart(difference, difference_lines(), later, nats, zero=True),
+        "collapse-loss.svg": line_chart(
+            "Held-out loss, one seed", collapse_lines("held_out_loss"), later, nats
+        ),
+        "collapse-ids.svg": line_chart(ids, collapse_lines("distinct_ids"), later, "ids"),
+    }
 
 
 def main():
     """The program."""
+    global FILES
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--collect", metavar="FOLDER", type=Path, help="first read the finished runs in it")
+    parser.add_argument("--results", metavar="FOLDER", type=Path, default=FILES, help="where the files are")
     options = parser.parse_args()
+    FILES = options.results
     if options.collect:
         collect(options.collect)
-    main_tables = (pretraining_table(), glue_table(), curve_table(), figures())
-    print("\n\n".join((*main_tables, memory_table(), clock_table())))
+    for name, svg in figures().items():
+        (FILES / name).write_text(svg, encoding="utf-8")
+        print(f"written to {FILES / name}", file=sys.stderr)
+    tables = [pretraining_table(), glue_table(), curve_table(), memory_table(), clock_table()]
+    text = "\n\n".join(tables)
+    print(text)
+    comparisons = len(re.findall(r"[+-]\d+\.\d+ \(", text))
+    print(
+        f"\n{comparisons} comparisons at 5%: about {0.05 * comparisons:.1f} would find a difference by luck"
+    )
 
 
 if __name__ == "__main__":

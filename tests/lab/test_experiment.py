@@ -1,28 +1,40 @@
-"""The README's tables of results are what the raw figures in tests/results say."""
+"""The lab report's tables and figures are what the raw results say; its statistics, by hand."""
 
 import csv
+import json
+import re
 
 import experiment
 import pytest
 from conftest import PROJECT
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
+from model import BertConfig, BertForMaskedLM
 
-
+LAB = PROJECT / "tests/lab"
 TABLES = [experiment.pretraining_table, experiment.glue_table, experiment.curve_table]
 TABLES += [experiment.memory_table, experiment.clock_table]
+PROGRAMS = ("train.py", "distill.py", "memory_variants.py", "frequency.py")
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_the_tables_in_the_readme_are_those_of_the_raw_figures(table):
+def test_the_tables_in_the_report_are_those_of_the_raw_results(table):
+    report = (LAB / "README.md").read_text(encoding="utf-8")
     for line in table().splitlines():
-        assert line in README, f"README.md lacks this line of `python tests/experiment.py`:\n{line}"
+        assert line in report, f"the report lacks this line of `python tests/lab/experiment.py`:\n{line}"
+
+
+def test_the_figures_in_the_report_are_those_of_the_raw_results():
+    report = (LAB / "README.md").read_text(encoding="utf-8")
+    for name, svg in experiment.figures().items():
+        stored = (LAB / "results" / name).read_text(encoding="utf-8")
+        assert stored == svg, f"{name} is older than its CSV: run `python tests/lab/experiment.py`"
+        assert f"](results/{name})" in report, f"the report does not show {name}"
 
 
 def test_every_run_has_the_command_that_made_it():
     for row in experiment.read("runs"):
         program = row["command"].removeprefix("python ").partition(" ")[0]
-        assert program in ("train.py", "distill.py", "tests/memory_variants.py"), row["run"]
+        assert program.rpartition("/")[2] in PROGRAMS, row["run"]
         assert f"--out runs/{row['run']}" in row["command"] and len(row["commit"]) == 7
 
 
@@ -33,19 +45,32 @@ def write(folder, name, rows):
         writer.writerows(rows)
 
 
+def cells(line: str) -> list:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_means_deviations_and_tests_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "FILES", tmp_path)
-    losses = {"random": (5.0, 5.1, 5.2), "blank-high": (4.0, 4.1, 4.2), "memory": (5.0, 5.12, 5.2)}
+    losses = {"random": (5.0, 5.1, 5.2), "blank-high": (4.0, 4.1, 4.3), "memory": (5.0, 5.12, 5.2)}
     same = {"held_out_accuracy": 0.25, "mflop_a_token": 3.7, "left_plateau_step": 250}
     runs = [(arm, seed, loss) for arm, values in losses.items() for seed, loss in enumerate(values)]
     write(tmp_path, "runs", [{"run": f"{arm}-{n}", "held_out_loss": loss, **same} for arm, n, loss in runs])
-    head, _, random, high, memory = experiment.pretraining_table().splitlines()
-    assert "5.100 (0.100)" in random, "mean and sample standard deviation of 5.0, 5.1, 5.2"
-    # Equal variances s^2 = .01, n = 3: t = 1 / sqrt(.02 / 3) = 12.25 with 4 degrees of freedom, p = .00026
-    assert "-1.000 (0.000), p < 0.001 " in high and "no difference" not in high
-    # Differences by seed 0, .02, 0: mean .0067, deviation .0115
-    assert "+0.007 (0.012), p = 0.9" in memory and "no difference found" in memory
 
+    head, _, random, high, memory = map(cells, experiment.pretraining_table().splitlines())
+    assert random[2] == "5.100 (0.100)", "mean and sample standard deviation of 5.0, 5.1, 5.2"
+    # Differences by seed -1, -1, -.9: mean -.967, deviation .0577. Variances .01 and .0233, so Welch's
+    # t = .967 / sqrt(.0333 / 3) = 9.17 with .0333^2 / (.01^2 / 2 + .0233^2 / 2) = 3.45 degrees of freedom.
+    # The paired t = .967 / (.0577 / sqrt(3)) = 29.0 with 2, where p = 1 - t / sqrt(t^2 + 2) = .0012.
+    assert high[4] == "-0.967 (0.058)"
+    assert 0.0005 < float(high[5]) < 0.005, "Welch's p for t = 9.17, 3.45 degrees of freedom"
+    assert high[6] == "0.001", "the paired p, in closed form for two degrees of freedom"
+    # Differences 0, .02, 0: mean .0067, deviation .0115; paired t = 1 with 2 degrees of freedom.
+    assert memory[4] == "+0.007 (0.012)" and memory[5].endswith(": no difference found")
+    assert memory[6] == f"{1 - 1 / 3**0.5:.3f}", "p = 1 - t / sqrt(t^2 + 2)"
+
+
+def test_glue_scores_are_averaged_over_metrics_then_tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "FILES", tmp_path)
     scores = {"random": (0.5, 0.6), "from scratch": (0.4, 0.5)}
     rows = []
     for start, values in scores.items():
@@ -55,7 +80,71 @@ def test_means_deviations_and_tests_by_hand(tmp_path, monkeypatch):
                     facts = {"run": f"random-{n}", "start": start.replace("random", "pretrained")}
                     rows.append({**facts, "task": task, "metric": i, "seed": 0, "score": value})
     write(tmp_path, "glue", rows)
-    head, _, scratch, random = experiment.glue_table().splitlines()
+    head, _, scratch, random = map(cells, experiment.glue_table().splitlines())
     # MRPC: the mean of two metrics, 60 and 70; QNLI 50 and 60; the average of tasks 55 and 65
-    assert [cell.strip() for cell in random.split("|")[3:6]] == ["65.0 (7.1)", "55.0 (7.1)", "60.0 (7.1)"]
-    assert "50.0 (7.1)" in scratch and "-10.0 (0.0), p = " in scratch
+    assert random[2:5] == ["65.0 (7.1)", "55.0 (7.1)", "60.0 (7.1)"]
+    assert scratch[3] == "45.0 (7.1)" and scratch[5] == "-10.0 (0.0)"
+
+
+LOG = """\
+step,tokens,loss,held_out_loss,held_out_accuracy,on_plateau,distinct_ids,remembered_share,commonest_share,seconds
+0,0,,7.1,0.05,1,,,,0.0
+10,640,6.5,6.9,0.06,1,40.0,0.0,0.05,1.5
+20,1280,6.0,6.2,0.10,0,41.5,0.5,0.06,3.0
+"""
+
+
+def finished_run(folder, log: str, steps: int):
+    config = BertConfig.preset("tiny", vocab_size=100)
+    BertForMaskedLM(config).save_pretrained(folder)
+    options = {"steps": steps, "entropy_warmup": 0.5, "masking": "self", "reading": "memory"}
+    options |= {"mask_ratio": 0.15, "seq_len": 64, "candidates": 2.0}
+    record = {"options": options, "unigram_floor": 7.0, "git_commit": "0123456789", "command": "train.py"}
+    (folder / "args.json").write_text(json.dumps(record))
+    (folder / "log.csv").write_text(log)
+
+
+def test_finished_and_stopped_runs_are_collected(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "FILES", tmp_path / "results")
+    finished_run(tmp_path / "memory-0", LOG, 20)
+    finished_run(tmp_path / "memory-1", LOG, 40)
+    result = {"scores": {"accuracy": 0.75, "f1_score": 0.5}, "train_rows": 300}
+    glue = {"results": {"pretrained": {"MRPC": {"0": result}}}}
+    (tmp_path / "memory-0-glue").mkdir()
+    (tmp_path / "memory-0-glue/glue.json").write_text(json.dumps(glue))
+
+    experiment.collect(tmp_path)
+    assert "memory-1 was stopped at step 20" in capsys.readouterr().out
+    (row,) = experiment.read("runs")
+    assert row["run"] == "memory-0" and row["left_plateau_step"] == "20"
+    assert row["held_out_loss"] == "6.2000" and row["commit"] == "0123456"
+    assert row["remembered_share"] == "0.500", "10 steps at random, then half of the masks for 10 steps"
+    curves = experiment.read("curves")
+    assert [row["step"] for row in curves if row["run"] == "memory-1"] == ["0", "10", "20"]
+    assert curves[0]["held_out_loss"] == "7.1" and curves[0]["distinct_ids"] == "", "nothing was masked yet"
+    scores = [(row["task"], row["metric"], row["score"]) for row in experiment.read("glue")]
+    assert scores == [("MRPC", "accuracy", "0.7500"), ("MRPC", "f1_score", "0.5000")]
+
+
+def test_curves_that_begin_at_step_0_give_tables_and_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "FILES", tmp_path)
+    rows = []
+    for run in ("random-0", "blank-high-0", "visible-high-0", "visible-high-all-mask-0", "few-random-0"):
+        for step in (0, 250, 1000, 2000, 4000):
+            facts = {"run": run, "step": step, "seconds": step / 20 or "", "held_out_loss": 7 - step / 1000}
+            rows.append(facts | {"distinct_ids": 300 + step / 100 if step else ""})
+    write(tmp_path, "curves", rows)
+    runs = [{"run": run, "mflop_a_token": 4 - 0.4 * (run[0] == "r")} for run in ("random-0", "blank-high-0")]
+    write(tmp_path, "runs", runs)
+
+    clock = cells(experiment.clock_table(steps=(500,), seconds=(100,)).splitlines()[2])
+    assert clock == ["random", "6.500", "5.000", "200 s"], "2,000 steps take 100 s"
+    table = [cells(line) for line in experiment.curve_table(milestones=(1000, 4000)).splitlines()]
+    assert table[2][1:] == ["steps", "6.000", "3.000"]
+    # blank costs a ninth more on average: after 1,200 free steps, each of the others costs 1 + 1 / 9 / .7
+    late = 1200 + 2800 / (1 + 1 / 9 / 0.7)
+    assert table[4] == ["self, blank, high", "operations", "6.000", f"{7 - late / 1000:.3f}"]
+    for name, svg in experiment.figures().items():
+        assert len(re.findall("<polyline", svg)) == {"arms-loss.svg": 2, "arms-difference.svg": 1}.get(
+            name, 4
+        )
