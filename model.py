@@ -11,27 +11,30 @@ import json
 import math
 import os
 import re
-import time
 import zipfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from itertools import count
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer
+from tokenizers.models import WordPiece
 from torch import nn
-
-if os.name == "nt":
-    import msvcrt
-else:
-    import fcntl
 
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}
 # The exact gelu is x Phi(x) (Hendrycks & Gimpel 2016, arXiv 1606.08415).
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+# What other programs call a tensor, as a pattern, and its name here, which is that of `transformers` today.
+OTHER_NAMES = {
+    r"^((module|_orig_mod|model)\.)+": "",  # wrappers: DistributedDataParallel, torch.compile, Lightning
+    r"\.gamma$": ".weight",  # LayerNorm's, in 2018
+    r"\.beta$": ".bias",
+    r"predictions\.decoder\.bias$": "predictions.bias",
+    r"^cls\.predictions\.decoder\.weight$": "bert.embeddings.word_embeddings.weight",  # tied
+    r"^(embeddings|encoder|pooler)\.": r"bert.\1.",  # an encoder without a head
+}
 
 
 @dataclass
@@ -55,22 +58,13 @@ class BertConfig:
     fast_attention: bool = True  # F.scaled_dot_product_attention where it is faster, or the equation by hand
 
     def __post_init__(self):
-        for f in fields(self):
-            value, kind = getattr(self, f.name), type(f.default)
-            fits = isinstance(value, (int, float) if kind is float else kind)
-            most = 1000 if f.name == "num_hidden_layers" else 2**24
-            if not fits or kind is not str and not 0 <= value < most:
-                raise ValueError(f"{f.name} cannot be {value!r:.99}")
-        width, heads = self.hidden_size, self.num_attention_heads
-        if heads == 0 or width % (2 * heads) or self.hidden_act not in ACTIVATIONS:
-            what = f"hidden_size {width} with {heads} heads and hidden_act {self.hidden_act!r}"
-            raise ValueError(f"{what} cannot be built; known are {', '.join(ACTIVATIONS)}")
+        if self.hidden_size % (2 * self.num_attention_heads) or self.hidden_act not in ACTIVATIONS:
+            what = f"{self.hidden_size} with {self.num_attention_heads} heads and {self.hidden_act!r}"
+            raise ValueError(f"hidden_size {what} cannot be built; known are {', '.join(ACTIVATIONS)}")
 
     @classmethod
     def preset(cls, size: str, **changes) -> "BertConfig":
         """One of the sizes of Turc et al. 2019 (arXiv 1908.08962): tiny, mini, small, medium, base."""
-        if size not in SIZES:
-            raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
         layers, width = SIZES[size]
         sizes = {"hidden_size": width, "num_hidden_layers": layers}
         sizes |= {"num_attention_heads": width // 64, "intermediate_size": 4 * width}
@@ -81,17 +75,14 @@ class BertConfig:
         """Read config.json as `transformers` writes it. ValueError where it is no BERT we can build."""
         path = Path(folder) / "config.json"
         raw = read_json(path)
-        only = {"model_type": "bert", "position_embedding_type": "absolute", "tie_word_embeddings": True}
-        for name, value in {**only, "is_decoder": False}.items():
+        only = {"model_type": "bert", "position_embedding_type": "absolute"}
+        only |= {"tie_word_embeddings": True, "is_decoder": False}
+        for name, value in only.items():
             if raw.get(name, value) != value:
                 raise ValueError(f"{path}: {name} is {raw[name]!r}; only {value!r} is built here")
-        if isinstance(raw.get("id2label"), dict):  # Hugging Face writes the number of labels as this table
+        if "id2label" in raw:  # Hugging Face writes the number of labels as this table
             raw["num_labels"] = len(raw["id2label"])
-        known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
-        try:
-            return cls(**(known | changes))
-        except ValueError as error:
-            raise ValueError(f"{path} describes no model: {error}") from None
+        return cls(**({f.name: raw[f.name] for f in fields(cls) if f.name in raw} | changes))
 
 
 # ---- encoder ----
@@ -192,14 +183,15 @@ class Pretrained(nn.Module):
         """Write the model, and the tokenizer if given, as `transformers` reads them. Raises OSError."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "model.safetensors").exists():
-            raise OSError(f"{folder} holds a model.safetensors, which is read first; use another folder")
         labels = {i: f"LABEL_{i}" for i in range(self.config.num_labels)}
         config = {"model_type": "bert", "architectures": [type(self).__name__], **asdict(self.config)}
         config |= {"id2label": labels, "label2id": {name: i for i, name in labels.items()}}
+        # Who fine-tunes this folder elsewhere wants BERT's own dropout, also where pretraining did without.
+        config |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
         del config["fast_attention"], config["num_labels"]
-        weights = {name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}
-        atomic_write(folder / "pytorch_model.bin", lambda file: torch.save(weights, file))
+        parameters = dict(self.named_parameters())  # what is tied counts once
+        weights = {name: value.detach().float().cpu() for name, value in parameters.items()}
+        atomic_write(folder / "model.safetensors", lambda file: write_safetensors(weights, file))
         write_json(folder / "config.json", config)
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder, self.config.max_position_embeddings)
@@ -208,30 +200,25 @@ class Pretrained(nn.Module):
     def from_pretrained(cls, folder, **changes):
         """Load a folder written here or by `transformers`, in evaluation mode; `changes` override its config.
 
-        Heads the folder lacks (pooler, classifier, or one of another num_labels) start at random and are
-        listed in `model.newly_initialised`; heads this class lacks are left out. Raises ValueError where
-        config or weights are damaged or do not fit, or where a masked-LM head is wanted and missing.
+        Heads that the folder lacks (pooler, classifier, or one of another num_labels) start at random and are
+        listed in `model.newly_initialised`; heads that this class lacks are left out. A vocab_size below the
+        stored one cuts the spare rows of a padded vocabulary. Raises ValueError for damaged files.
         """
-        config, weights = BertConfig.from_folder(folder, **changes), {}
-        with torch.device("meta"):  # shapes without numbers: nothing is allocated for a config gone wrong
-            wanted = dict(cls(config).named_parameters())  # what is tied counts once
-        fresh = ("classifier.",) if "num_labels" in changes else ()  # where it has another number of labels
-        for name, tensor in read_weights(folder).items():
-            name = name.removeprefix("bert.") if cls is BertModel else name
-            fits = name in wanted and tensor.shape == wanted[name].shape
-            if name not in wanted or name.startswith(fresh) and not fits:
-                continue
-            if not fits or not (tensor.abs() < 1e6).all():  # not a number is not below either
-                sizes = f"{tuple(tensor.shape)} for {tuple(wanted[name].shape)}"
-                raise ValueError(f"{folder}: {name} is damaged or not of the shape in config.json ({sizes})")
-            weights[name] = tensor
-        newly_initialised = sorted(wanted.keys() - weights)
-        for name in newly_initialised:
-            if not name.startswith(("bert.pooler.", "pooler.", "classifier.")):
-                raise ValueError(f"{folder} holds no complete {cls.__name__}: {name} is missing")
-        model = cls(config)
-        model.newly_initialised = newly_initialised
-        model.load_state_dict(weights, strict=False)
+        model = cls(BertConfig.from_folder(folder, **changes))
+        weights = read_weights(folder)
+        fitting = {}
+        for name, parameter in model.named_parameters():
+            tensor = weights.get("bert." + name if cls is BertModel else name)
+            if "vocab_size" in changes and name.endswith(("word_embeddings.weight", "predictions.bias")):
+                tensor = tensor[: changes["vocab_size"]]
+            if tensor is not None and tensor.shape == parameter.shape:
+                fitting[name] = tensor
+            elif not name.startswith(("bert.pooler.", "pooler.", "classifier.")):
+                found = "missing" if tensor is None else tuple(tensor.shape)
+                what = f"{name} is {found}, needed is {tuple(parameter.shape)}"
+                raise ValueError(f"{folder} holds no complete {cls.__name__}: {what}")
+        model.load_state_dict(fitting, strict=False)
+        model.newly_initialised = sorted(dict(model.named_parameters()).keys() - fitting)
         return model.eval()
 
 
@@ -291,17 +278,18 @@ class BertForMaskedLM(Pretrained):
         init_normal(self.cls, config.initializer_range)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
-        """Logits over the vocabulary: [B, T, V], or only where asked, which saves most of the work.
+        """Logits over the vocabulary: [B, T, V], or [B, k, V] at the places `positions` [B, k] alone.
 
-        positions: bool [B, T] gives [N, V], row by row, for its N True; long [B, k] gives [B, k, V].
-        The long form has a static shape and needs no synchronisation with the GPU.
+        The head is most of the work of a small model, and only masked tokens need it.
         """
         hidden, _ = self.bert(input_ids, attention_mask, token_type_ids)
-        if positions is not None and positions.dtype == torch.bool:
-            hidden = hidden[positions]
-        elif positions is not None:
+        if positions is not None:
             hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.cls["predictions"](hidden)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The last layer, which turns hidden vectors into logits; `transformers`' models name theirs so."""
+        return self.cls["predictions"].decoder
 
 
 class BertForSequenceClassification(Pretrained):
@@ -323,26 +311,23 @@ class BertForSequenceClassification(Pretrained):
 
 
 def init_normal(module: nn.Module, std: float, generator: torch.Generator | None = None):
-    """BERT's own start: weights and embeddings N(0, std), biases 0, LayerNorm 1 and 0. In place."""
+    """BERT's own start: weights and embeddings N(0, std), biases 0 (LayerNorm has 1 and 0 anyway). In place."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std, generator=generator)
-        if isinstance(part, nn.LayerNorm):
-            nn.init.ones_(part.weight)
-        if isinstance(part, (nn.Linear, nn.LayerNorm)) and part.bias is not None:
+        if isinstance(part, nn.Linear):
             nn.init.zeros_(part.bias)
 
 
 @torch.no_grad()
 def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None, sharpness: float = 2.0):
-    """A start whose first layer looks at the neighbours: it leaves the unigram plateau soon. In place.
+    """A start whose first layer looks at the neighbouring tokens, which leaves the unigram plateau early.
 
-    Position p starts as (sin w_i p, cos w_i p), sinusoids as large as the words, with w_i drawn from (0, pi):
-    the similarity of two positions is a spike at distance 0 (random features, Rahimi & Recht 2007). "d places
-    on" is a rotation R_d of every pair, so that a head with key = pairs and query = R_d pairs scores
-    sum_i cos(w_i (p + d - p')), largest at p' = p + d. The heads look at d = -1, +1, -2, +2, ... Values are
-    an orthogonal map and the output its transpose: the neighbour's vector arrives as it is. Only numbers
-    differ from BERT's start, neither architecture nor checkpoint format.
+    Position p starts as sinusoids (sin w_i p, cos w_i p) of random frequencies w_i: two positions are similar
+    only if they are the same (random features, Rahimi & Recht 2007). "d places further" is a rotation R_d of
+    every pair, so a head with key = pairs and query = R_d pairs looks at p + d; the heads get d = -1, +1, -2,
+    +2, ... Values are an orthogonal map and the output its transpose, so the neighbour's vector arrives as
+    it is. In place; architecture and file format stay BERT's.
     """
     config, attn = bert.config, bert.encoder["layer"][0].attention
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
@@ -361,62 +346,22 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
     attn["output"].dense.weight.copy_(attn["self"].value.weight.T)
 
 
-# ---- the checkpoint folder ----
+# ---- files ----
 
 
 def atomic_write(path: Path, write):
     """Call write(file) on a file beside `path`, then rename it: never half-written. Raises OSError."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # left by a process that was killed
-        with open(temporary, "xb") as file:  # never through a link that somebody put there
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or "is the disk full?"
         raise OSError(f"cannot write {path} ({reason}); what was saved before is untouched") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def lock(path: Path, wait: bool = False):
-    """An open file that no other process can lock until it is closed, or its process ends, however it ends.
-
-    Raises BlockingIOError where another process has it, unless told to wait; OSError where `path` cannot be
-    written. A file system without locks gives none.
-    """
-    try:
-        file = open(path, "ab")
-    except OSError as error:
-        raise OSError(f"cannot write {path} ({error.strerror}); what was saved before is untouched") from None
-    for attempt in count():
-        try:
-            if os.name == "nt":
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except (BlockingIOError, PermissionError):
-            if not wait:
-                text = f"another run is writing to {path.parent}: wait for its end, or choose another --out"
-                raise BlockingIOError(text) from None
-            if attempt == 0:
-                print(f"waiting for another run, which holds {path}", flush=True)
-            time.sleep(0.2)
-        except OSError:
-            return file
-
-
-def explain(error: Exception) -> str:
-    """What to tell the user of a program that ends with this error; raises it again where that is a bug."""
-    if isinstance(error, (OSError, ValueError)):
-        return str(error)
-    if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|enough memory", str(error)):
-        return "out of memory; choose a smaller --batch-size, shorter rows or, in pretraining, --accumulate 4"
-    raise error
 
 
 def write_json(path: Path, value):
@@ -425,31 +370,54 @@ def write_json(path: Path, value):
 
 
 def read_json(path) -> dict:
-    """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: is this the right folder?")
-    with suppress(ValueError, RecursionError):
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value
-    raise ValueError(f"{path} is not a JSON object: it is damaged, get or write it again")
+    """Read a JSON object. Raises OSError or ValueError, naming the file."""
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        raise ValueError(f"{path} is not a JSON object: it is damaged, get or write it again") from None
+
+
+def explain(error: Exception) -> str:
+    """What to tell the user of a program that ends with this error; raises it again where that is a bug."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"  # without Python's "[Errno 21]"
+    if isinstance(error, (OSError, ValueError)):
+        return str(error)
+    if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|enough memory", str(error)):
+        return "out of memory; choose a smaller --batch-size, shorter rows or, in pretraining, --accumulate 4"
+    raise error
+
+
+# ---- weights ----
 
 
 def read_safetensors(path) -> dict[str, torch.Tensor]:
     """The format: 8 bytes length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw bytes."""
     kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    kinds |= {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
     data = bytearray(Path(path).read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
     tensors = {}
     for name, entry in json.loads(data[8:start]).items():
-        if name != "__metadata__":
+        if entry.get("dtype") in kinds:  # neither __metadata__ nor a buffer of integers
             begin, end = entry["data_offsets"]
-            if not 0 <= begin <= end <= len(data) - start:
-                raise ValueError(f"{name} lies outside of the file")
-            raw = data[start + begin : start + end]  # one of another length is refused by view
+            raw = data[start + begin : start + end]
             tensors[name] = torch.frombuffer(raw, dtype=kinds[entry["dtype"]]).view(entry["shape"])
     return tensors
+
+
+def write_safetensors(tensors: dict[str, torch.Tensor], file):
+    """Write float32 tensors to an open file, in the format above."""
+    header = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin = end
+        end += tensor.nbytes
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the numbers start at a multiple of 8
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        file.write(tensor.numpy())
 
 
 def read_torch(path):
@@ -460,54 +428,119 @@ def read_torch(path):
 
 
 def read_weights(folder) -> dict[str, torch.Tensor]:
-    """The tensors of a folder, float32, under today's names; those of the encoder start with "bert."."""
-    path = Path(folder) / "model.safetensors"
-    read = read_safetensors if path.is_file() else read_torch
-    path = path if path.is_file() else path.with_name("pytorch_model.bin")
+    """The tensors of a folder, float32, under today's names; those of the encoder start with "bert.".
+
+    ValueError where a file is missing or damaged, or where two tensors that are one here differ.
+    """
+    names = ("model.safetensors", "model.safetensors.index.json")
+    names += ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    paths = [Path(folder) / name for name in names]
+    paths = [path for path in paths if path.is_file()][:1] or paths[:1]
+    if paths[0].suffix == ".json":  # a large model is split; the index says which tensor is in which file
+        parts = set(read_json(paths[0])["weight_map"].values())
+        paths = [Path(folder) / Path(part).name for part in sorted(parts)]
+
     weights = {}
-    try:
-        for name, tensor in read(path).items():
-            name = name.replace(".gamma", ".weight").replace(".beta", ".bias")  # LayerNorm's, in 2018
-            name = name.replace("predictions.decoder.bias", "predictions.bias")  # one vector, two names
-            bare = name.startswith(("embeddings.", "encoder.", "pooler."))  # an encoder without a head
-            weights["bert." + name if bare else name] = tensor.float()
-    except Exception as error:
-        raise ValueError(f"{path} is missing, damaged or holds no weights: get it again") from error
+    for path in paths:
+        read = read_safetensors if path.suffix == ".safetensors" else read_torch
+        try:
+            tensors = {name: tensor.float() for name, tensor in read(path).items()}
+        except Exception as error:
+            raise ValueError(f"{path} is missing, damaged or holds no weights: get it again") from error
+        for name, tensor in tensors.items():
+            for pattern, new in OTHER_NAMES.items():
+                name = re.sub(pattern, new, name)
+            if not torch.equal(weights.setdefault(name, tensor), tensor):
+                raise ValueError(f"{path} holds two tensors for {name} that differ: which one counts?")
     return weights
 
 
-def load_tokenizer(path) -> Tokenizer:
-    """The tokenizer of a folder (tokenizer.json, else vocab.txt), or of a vocabulary file, one piece a line.
+# ---- tokenizer ----
 
-    A vocabulary is uncased unless a tokenizer_config.json beside it says otherwise. Raises ValueError.
+
+def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
+    """The tokenizer of a folder (tokenizer.json, else vocab.txt), or of a vocabulary file, a piece per line.
+
+    It gives the ids of AutoTokenizer in `transformers` 5, which takes only pieces from tokenizer.json: how
+    text is treated says tokenizer_config.json, or else BERT uncased. `lowercase` overrides both. The ids are 0 to
+    get_vocab_size() - 1. Raises ValueError for what is damaged, or would be read differently there.
     """
     path = Path(path)
+    folder = path if path.is_dir() else path.parent
     if path.is_dir():
         path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"
+
+    def read(name):
+        return read_json(folder / name) if (folder / name).is_file() else {}
+
+    settings = read("tokenizer_config.json")
+    added = settings.get("added_tokens_decoder")
+    if added is None:  # as folders were until 2023
+        settings |= read("special_tokens_map.json")
+    kind = settings.get("tokenizer_class") or read("config.json").get("tokenizer_class") or "BertTokenizer"
+    if kind not in ("BertTokenizer", "BertTokenizerFast"):
+        raise ValueError(f"{folder}: its tokenizer is a {kind}; only BertTokenizer is read here")
+    for key, name in settings.items():
+        name = name["content"] if isinstance(name, dict) and "content" in name else name
+        own = f"[{key.removesuffix('_token').upper()}]"  # mask_token: [MASK]
+        fits = name == own if own in SPECIAL_TOKENS else name in SPECIAL_TOKENS or not isinstance(name, str)
+        if key.endswith("_token") and not fits:
+            raise ValueError(f"{folder}: {key} is {name!r}; only {' '.join(SPECIAL_TOKENS)} are read here")
+
     try:
         if path.suffix == ".json":
-            tokenizer = Tokenizer.from_file(str(path))
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
+            written = Tokenizer.from_file(str(path))
+            if not isinstance(written.model, WordPiece):
+                raise ValueError(f"its model is {type(written.model).__name__}")
+            pieces = written.get_vocab(with_added_tokens=False)
+            words = written.get_added_tokens_decoder()
         else:
-            pieces, settings = path.read_text(encoding="utf-8"), path.parent / "tokenizer_config.json"
-            vocab = {piece.rstrip("\r"): i for i, piece in enumerate(pieces.rstrip("\n").split("\n"))}
-            lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
-            tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(vocab, lowercase=bool(lowercase)).to_str())
-        complete = set(SPECIAL_TOKENS) <= set(tokenizer.get_vocab())
-    except Exception:  # the tokenizers library raises bare Exceptions
-        complete = False
-    if not complete:
-        raise ValueError(f"{path} is missing, damaged or no vocabulary with {' '.join(SPECIAL_TOKENS)}")
+            pieces = WordPiece.read_file(str(path))
+            words = {}
+        if added is not None:
+            words = {int(i): AddedToken(**word) for i, word in added.items()}
+        else:
+            legacy = {
+                i: AddedToken(w, special=w in SPECIAL_TOKENS) for w, i in read("added_tokens.json").items()
+            }
+            words = legacy | words
+        rules = {"lowercase": settings.get("do_lower_case", True) if lowercase is None else lowercase}
+        rules |= {"strip_accents": settings.get("strip_accents")}
+        rules |= {"handle_chinese_chars": settings.get("tokenize_chinese_chars", True)}
+        tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(pieces, **rules).to_str())
+        tokenizer.add_tokens([words[i] for i in sorted(words)])
+        vocab = tokenizer.get_vocab()
+        if not set(SPECIAL_TOKENS) <= set(pieces) | {word.content for word in words.values()}:
+            raise ValueError(f"it lacks one of {' '.join(SPECIAL_TOKENS)}")
+        if "" in vocab or sorted(vocab.values()) != list(range(len(vocab))):
+            raise ValueError("pieces are blank, repeated, or not numbered 0 to n - 1")
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise ValueError(f"{path} is missing, damaged or no WordPiece vocabulary: {error}") from None
     return tokenizer
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> str:
+    """How text is treated, in words."""
+    rules = tokenizer.normalizer
+    strips = rules.lowercase if rules.strip_accents is None else rules.strip_accents
+    words = ["text is lower-cased" if rules.lowercase else "text is cased"]
+    words += ["accents removed" if strips else "accents kept"]
+    words += [] if rules.handle_chinese_chars else ["Chinese characters not split"]
+    return ", ".join(words)
+
+
+def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two tokenizers give every text the same ids."""
+    return one.to_str() == other.to_str()
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder, longest: int = 512):
     """Write tokenizer.json, vocab.txt and tokenizer_config.json, as `transformers` reads them."""
-    folder, vocab, text = Path(folder), tokenizer.get_vocab(), tokenizer.to_str(pretty=True)
-    lowercase = (json.loads(text)["normalizer"] or {}).get("lowercase", True)
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase, "model_max_length": longest}
+    folder, vocab, rules = Path(folder), tokenizer.get_vocab(), tokenizer.normalizer
+    settings = {"tokenizer_class": "BertTokenizer", "model_max_length": longest}
+    settings |= {"do_lower_case": rules.lowercase, "strip_accents": rules.strip_accents}
+    settings |= {"tokenize_chinese_chars": rules.handle_chinese_chars}
     pieces = "".join(piece + "\n" for piece in sorted(vocab, key=vocab.get))
     atomic_write(folder / "vocab.txt", lambda file: file.write(pieces.encode()))
-    atomic_write(folder / "tokenizer.json", lambda file: file.write(text.encode()))
+    atomic_write(folder / "tokenizer.json", lambda file: file.write(tokenizer.to_str(pretty=True).encode()))
     write_json(folder / "tokenizer_config.json", settings)
