@@ -237,7 +237,11 @@ def glue_table() -> str:
     """Fine-tuning scores in percent, a column per task; metrics and seeds are averaged within a run."""
     scores = {}  # arm: {seed: {task: [scores]}}
     for row in read("glue"):
-        arm = "from scratch" if row["start"] == "from scratch" else arm_of(row["run"])
+        arm = arm_of(row["run"])
+        if arm not in ARMS:
+            continue
+        if row["start"] == "from scratch":
+            arm = "from scratch"
         tasks = scores.setdefault(arm, {}).setdefault(seed_of(row["run"]), {})
         tasks.setdefault(row["task"], []).append(100 * float(row["score"]))
 

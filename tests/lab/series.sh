@@ -1,0 +1,182 @@
+#!/usr/bin/env bash
+# Every run of the lab report (README.md in this folder). Start it in the project's folder:
+#
+#     bash tests/lab/series.sh                    everything; or the parts that you name:
+#     bash tests/lab/series.sh main               the table of results, GLUE and what gets masked (about 5 hours)
+#     bash tests/lab/series.sh collapse           masks that collapse, up to step 2,000
+#     bash tests/lab/series.sh few                variants of --reading memory
+#     bash tests/lab/series.sh plateau            starts and learning rates that leave the unigram plateau, or not
+#     bash tests/lab/series.sh distillation       distillation at equal steps and at equal operations
+#     bash tests/lab/series.sh glue               all GLUE tasks, with a tiny model of 65 million tokens
+#     SHORT=20 bash tests/lab/series.sh           20 steps per run, into runs-short: does the series itself work?
+#
+# Was it interrupted? Start it again: finished runs are left alone, and the others continue from their last
+# checkpoint. What a run prints stands in RUNS/NAME.txt. Two runs at a time, with one thread each: two runs that
+# use all cores wait for each other. Tables and figures at the end come from all runs that are in RUNS.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+export PYTHON=${PYTHON:-python}
+export CORPUS=${CORPUS:-data/corpus} # enwiki-00.txt.xz and more such files
+export GLUE=${GLUE:-data/glue}
+export SHORT=${SHORT:-}
+export RUNS=${RUNS:-runs${SHORT:+-short}}
+export OMP_NUM_THREADS=1
+AT_ONCE=${AT_ONCE:-2}
+
+ONE="--corpus $CORPUS/enwiki-00.txt.xz"
+ALL="--corpus $(echo "$CORPUS"/enwiki-0*.txt.xz)"
+MAIN="$ONE --max-tokens 1600000 --batch-size 32 --lr 2e-3 --steps 4000"
+FEW="$ONE --max-tokens 500000 --steps 3000"
+
+# pretrain NAME PROGRAM OPTIONS: a training run in RUNS/NAME.
+# With STOP_AT=n it is stopped after the evaluation at step n, its learning rate still on the way down.
+pretrain() {
+    local out=$RUNS/$1 more="" process
+    shift
+    if [ -e "$out/finished" ]; then return; fi
+    if compgen -G "$out/checkpoint*.pt" > /dev/null; then more="--resume"; fi
+    if [ -n "$SHORT" ]; then more="$more --steps $SHORT"; fi
+
+    echo "$(date +%H:%M:%S) $out"
+    $PYTHON "$@" $more --out "$out" >> "$out.txt" 2>&1 &
+    process=$!
+    trap "kill $process; exit 1" INT TERM # Ctrl-C does not reach what runs in the background
+
+    while [ -n "${STOP_AT:-}" ] && kill -0 $process 2> /dev/null; do
+        if grep -qs "^$STOP_AT," "$out/log.csv"; then kill $process; fi
+        sleep 1
+    done
+    if wait $process || grep -qs "^${STOP_AT:-never}," "$out/log.csv"; then
+        touch "$out/finished"
+    else
+        echo "$out failed; the reason is at the end of $out.txt" >&2
+        return 1
+    fi
+}
+
+# judge NAME SEED OPTIONS: fine-tune RUNS/NAME on GLUE. What is finished of it is kept in glue.json.
+judge() {
+    local out=$RUNS/$1-glue model=$RUNS/$1 seeds=$2 more=""
+    shift 2
+    if [ -e "$out/finished" ]; then return; fi
+    if [ -n "$SHORT" ]; then more="--max-train 64 --epochs 1"; fi
+
+    echo "$(date +%H:%M:%S) $out"
+    if $PYTHON glue_eval.py --model "$model" --data-dir "$GLUE" --seeds $seeds "$@" $more --out "$out" >> "$out.txt" 2>&1; then
+        touch "$out/finished"
+    else
+        echo "$out failed; the reason is at the end of $out.txt" >&2
+        return 1
+    fi
+}
+
+# Carry out the lines of the standard input, two at a time. If one fails, the others of the block still run.
+export -f pretrain judge
+two_at_once() {
+    tr '\n' '\0' | xargs -0 -n 1 -P "$AT_ONCE" bash -c 'eval "$0"'
+}
+
+main() {
+    {
+        echo "pretrain teacher train.py $ONE --masking random --size mini --batch-size 32 --steps 4000 --eval-every 500"
+        for seed in 0 1 2; do
+            echo "pretrain random-$seed train.py $MAIN --masking random --seed $seed"
+            echo "pretrain blank-high-$seed tests/lab/frequency.py count $MAIN --select high --seed $seed"
+            echo "pretrain blank-sample-$seed train.py $MAIN --seed $seed"
+            echo "pretrain memory-$seed train.py $MAIN --reading memory --seed $seed"
+        done
+        echo "pretrain again-random-3 train.py $MAIN --masking random --seed 3"
+        echo "pretrain again-memory-3 train.py $MAIN --reading memory --seed 3"
+        echo "pretrain early train.py $MAIN --steps 500 --masking random"
+    } | two_at_once
+    for seed in 0 1 2; do
+        echo "pretrain frequency-$seed tests/lab/frequency.py imitate --like $RUNS/blank-high-$seed $MAIN --seed $seed"
+        echo "pretrain kd-random-$seed distill.py --teacher $RUNS/teacher $MAIN --masking random --seed $seed"
+    done | two_at_once
+
+    tasks="--tasks SST-2 MRPC STS-B QNLI RTE --max-train 10000"
+    for seed in 0 1 2; do
+        echo "judge random-$seed $seed $tasks --from-scratch"
+        for arm in blank-high frequency blank-sample memory kd-random; do
+            echo "judge $arm-$seed $seed $tasks"
+        done
+    done | two_at_once
+
+    models="$RUNS/early $RUNS/random-0 $RUNS/blank-high-0"
+    $PYTHON tests/lab/what_is_masked.py --models $models --corpus "$CORPUS/enwiki-03.txt.xz" ${SHORT:+--rows 50}
+}
+
+collapse() {
+    {
+        echo "STOP_AT=2000 pretrain visible-high-0 train.py $MAIN --reading visible --select high"
+        echo "STOP_AT=2000 pretrain visible-high-all-mask-0 train.py $MAIN --reading visible --select high --corruption 100-0-0"
+    } | two_at_once
+}
+
+few() {
+    for seed in 0 1 2; do
+        echo "pretrain few-random-$seed train.py $FEW --masking random --seed $seed"
+        echo "pretrain few-random-long-$seed train.py $FEW --steps 4100 --masking random --seed $seed"
+        echo "pretrain few-blank-$seed train.py $FEW --seed $seed"
+        memory="tests/lab/memory_variants.py $FEW --seed $seed"
+        echo "pretrain few-memory-$seed $memory"
+        echo "pretrain few-mixed-$seed $memory --random-share 0.5"
+        echo "pretrain few-refresh-$seed $memory --entropy-every 4"
+        echo "pretrain few-forget-$seed $memory --forget 0.5"
+        echo "pretrain few-smooth-$seed $memory --smooth 0.5"
+        echo "pretrain few-seen-$seed $memory --read-seen"
+        echo "pretrain few-high-$seed $memory --select high"
+        echo "pretrain few-high-mixed-$seed $memory --select high --random-share 0.5"
+        echo "pretrain few-high-forget-$seed $memory --select high --forget 0.5"
+    done | two_at_once
+}
+
+plateau() {
+    random="train.py $ONE --masking random --steps 3000 --eval-every 125"
+    {
+        echo "pretrain init-offset-heads $random --init offset-heads"
+        echo "pretrain init-normal $random --init normal"
+        echo "STOP_AT=375 pretrain plateau-small-1e-3 $random --size small --lr 1e-3"
+        echo "STOP_AT=250 pretrain plateau-small-5e-4 $random --size small --lr 5e-4"
+        echo "STOP_AT=500 pretrain plateau-medium-1e-3 $random --size medium --lr 1e-3"
+        echo "STOP_AT=250 pretrain plateau-medium-5e-4 $random --size medium --lr 5e-4"
+        echo "STOP_AT=375 pretrain plateau-base-5e-4 $random --size base --lr 5e-4"
+        echo "STOP_AT=250 pretrain plateau-base-2.5e-4 $random --size base --lr 2.5e-4"
+        echo "STOP_AT=500 pretrain plateau-base-1e-4 $random --size base --lr 1e-4"
+    } | two_at_once
+}
+
+distillation() {
+    echo "pretrain teacher-3000 train.py $ONE --masking random --size mini --batch-size 32 --steps 3000" | two_at_once
+    student="distill.py --teacher $RUNS/teacher-3000 $ONE --masking random"
+    {
+        for seed in 0 1 2; do
+            echo "pretrain kd-$seed $student --steps 3000 --seed $seed"
+            echo "pretrain no-kd-$seed $student --steps 3000 --seed $seed --kd-alpha 0"
+        done
+        echo "pretrain no-kd-long $student --steps 7500 --eval-every 500 --kd-alpha 0"
+    } | two_at_once
+}
+
+glue() {
+    echo "pretrain enwiki-tiny train.py $ALL --masking random --batch-size 32 --steps 16000 --eval-every 500" | two_at_once
+    echo "judge enwiki-tiny '0 1 2' --from-scratch" | two_at_once
+}
+
+PARTS="main collapse few plateau distillation glue"
+mkdir -p "$RUNS"
+for part in ${*:-$PARTS}; do
+    if ! declare -F "$part" > /dev/null; then
+        echo "$part is not a part of the series: $PARTS" >&2
+        exit 1
+    fi
+    echo "== $part"
+    $part
+done
+
+if [ -n "$SHORT" ]; then
+    $PYTHON tests/lab/experiment.py --collect "$RUNS" --results "$RUNS/results"
+else
+    $PYTHON tests/lab/experiment.py --collect "$RUNS"
+fi
