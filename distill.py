@@ -6,57 +6,42 @@ Everything else is train.py's. In reading order: options, the loss, the student'
 entropies, the run.
 """
 
+import train  # isort: skip (first: it sets how threads wait, before torch is imported)
+
 import hashlib
 import math
-import time
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 import masking
 import model as bert
-import train
 from masking import IGNORE
-from train import option
-
-CHUNK = 64  # rows whose entropies are computed, and saved, at once
 
 
-@dataclass
-class Options(train.Options):
+def make_parser():
     """train.py's options, and what a teacher adds."""
+    parser = train.make_parser(__doc__.splitlines()[0])
+    parser.set_defaults(out="runs/distill")
+    add = parser.add_argument
+    add("--kd-alpha", type=float, default=0.5, help="weight of the teacher in the loss; 0: train.py's loss")
+    add("--kd-temperature", type=float, default=2.0, help="softens both distributions; 1: as they are")
+    add("--student-init", default="scratch", choices=["scratch", "layers", "embeddings"], help="what to copy")
+    return parser
 
-    teacher: str = option("", "checkpoint folder, ours or Hugging Face's; its vocabulary is the student's")
-    kd_alpha: float = option(0.5, "weight of the teacher in the loss; 0: train.py's loss", (0, 1))
-    kd_temperature: float = option(2.0, "softens both distributions; 1: as they are", (1e-2, 1e3))
-    student_init: str = option(
-        "scratch", "what the student takes from the teacher", choices=["scratch", "layers", "embeddings"]
-    )
-    out: str = option("runs/distill", "folder for the model, its checkpoints, log.csv and args.json")
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.vocab = self.vocab or ("" if self.from_ else self.teacher)
-
-    def without_effect(self):
-        """As in train.py, but --teacher always has an effect, and the vocabulary is not the student's own."""
-        return [
-            *(row for row in super().without_effect() if row[2] not in ("teacher", "vocab_size")),
-            (True, "--teacher, whose vocabulary is the student's", "vocab_size"),
-            (self.from_, "--from", "student_init"),
-            (self.kd_alpha == 0, "--kd-alpha 0", "kd_temperature"),
-        ]
-
-    def check(self, given, world: int = 1):
-        """As in train.py. Raises ValueError."""
-        if not self.teacher:
-            raise ValueError("distillation needs --teacher FOLDER")
-        super().check(given, world)
+def check(o):
+    """Raise ValueError for options that cannot work together; --vocab is the teacher's unless given."""
+    if not o.teacher:
+        raise ValueError("distillation needs --teacher FOLDER")
+    if not 0 <= o.kd_alpha <= 1 or not o.kd_temperature > 0:
+        raise ValueError("--kd-alpha must be from 0 to 1, --kd-temperature above 0")
+    if o.from_ and o.student_init != "scratch":
+        raise ValueError("--student-init has no effect with --from: leave one of them out")
+    if not o.from_ and not o.vocab:
+        o.vocab = o.teacher
 
 
 # ---- the loss ----
@@ -89,24 +74,30 @@ def init_student(student: bert.BertForMaskedLM, teacher: bert.BertForMaskedLM, h
     layers as both have, evenly spaced over the teacher's (every second one if it is twice as deep, as
     DistilBERT has it: Sanh et al. 2019, arXiv 1910.01108); layers beyond the teacher's keep their own start.
     """
-    mine, theirs = student.config, teacher.config
-    widths = ("hidden_size", "intermediate_size", "num_attention_heads")
-    for name in widths[:1] if how == "embeddings" else widths:
-        if getattr(mine, name) != getattr(theirs, name):
-            sizes = f"the student has {name} {getattr(mine, name)}, the teacher {getattr(theirs, name)}"
+    widths = ["hidden_size"]
+    tables = ["word_embeddings", "token_type_embeddings", "LayerNorm"]
+    if how == "layers":
+        widths += ["intermediate_size", "num_attention_heads"]
+        tables += ["position_embeddings"]
+    for name in widths:
+        mine = getattr(student.config, name)
+        theirs = getattr(teacher.config, name)
+        if mine != theirs:
+            sizes = f"the student has {name} {mine}, the teacher {theirs}"
             raise ValueError(f"--student-init {how} cannot copy: {sizes}; choose another --size or scratch")
-    names = ("word_embeddings", "token_type_embeddings", "LayerNorm", "position_embeddings")
-    names = names[:3] if how == "embeddings" else names
-    tables, givens = student.bert.embeddings, teacher.bert.embeddings
-    pairs = [(getattr(tables, name), getattr(givens, name)) for name in names]
+
+    pairs = [
+        (getattr(student.bert.embeddings, name), getattr(teacher.bert.embeddings, name)) for name in tables
+    ]
     pairs.append((student.cls, teacher.cls))
     if how == "layers":
-        layers, given = student.bert.encoder["layer"], teacher.bert.encoder["layer"]
+        layers = student.bert.encoder["layer"]
+        given = teacher.bert.encoder["layer"]
         both = range(min(len(layers), len(given)))
         pairs += [(layers[i], given[max(i, i * len(given) // len(layers))]) for i in both]
     for target, source in pairs:
         for parameter, value in zip(target.parameters(), source.parameters(), strict=True):
-            # one of them may have spare positions or word pieces
+            # one of them may have spare positions
             shared = tuple(slice(min(sizes)) for sizes in zip(parameter.shape, value.shape, strict=True))
             parameter[shared] = value[shared].to(parameter.device)
 
@@ -120,30 +111,37 @@ def blank_entropy_everywhere(model, ids, eligible, mask_ratio, mask_token_id, ge
     Each row's positions are dealt at random into ceil(1 / mask_ratio) groups of about equal size, and one
     group at a time is hidden: as many forward passes as there are groups.
     """
+    groups = math.ceil(1 / mask_ratio)
+    width = math.ceil(ids.shape[1] / groups)
     noise = torch.rand(ids.shape, generator=generator).to(ids.device)
-    dealt = noise.masked_fill(~eligible, 2).argsort(-1).argsort(-1)  # 0, 1, ... in random order, a row
-    entropy, groups = torch.zeros(ids.shape, device=ids.device), math.ceil(1 / mask_ratio)
+    dealt = noise.masked_fill(~eligible, 2).argsort(-1).argsort(-1)  # 0, 1, ... in random order, per row
+    entropy = torch.zeros(ids.shape, device=ids.device)
     for group in range(groups):
-        entropy += masking.blank_entropy(model, ids, eligible & (dealt % groups == group), mask_token_id)
+        hidden = eligible & (dealt % groups == group)
+        entropy += masking.blank_entropy(model, ids, hidden, mask_token_id, width)
     return entropy
 
 
 class Distillation(train.Pretraining):
-    """A pretraining run with a teacher."""
+    """A pretraining run with a teacher: another start, another loss and, if asked, another entropy."""
 
-    def __init__(self, o: Options):
+    def __init__(self, o):
+        check(o)
         if o.kd_alpha > 0:
             self.columns = ("loss", "accuracy", "cross_entropy", "kl", "agreement")
         super().__init__(o)
-        self.table = self.teacher_entropies() if o.masking == "teacher" else None
-        loss, accuracy = self.examine(self.teacher)
+        self.table = None
+        if o.masking == "teacher":
+            self.table = self.teacher_entropies()
+        with self.autocast():
+            loss, accuracy = train.examine(self.teacher, self.exam)
         self.extra_columns = {"teacher_loss": loss, "teacher_accuracy": accuracy}
         if self.rank == 0:
             size = sum(p.numel() for p in self.teacher.parameters())
-            kl = f"{o.kd_alpha:g} x {o.kd_temperature:g}^2 KL(teacher || student)"
             print(
                 f"teacher {o.teacher}: {size:,} parameters, held-out loss {loss:.3f}, accuracy {accuracy:.3f}"
             )
+            kl = f"{o.kd_alpha:g} x {o.kd_temperature:g}^2 KL(teacher || student)"
             print(f"loss    {1 - o.kd_alpha:g} CE + {kl}; student starts from {o.from_ or o.student_init}")
 
     def make_model(self) -> bert.BertForMaskedLM:
@@ -156,80 +154,69 @@ class Distillation(train.Pretraining):
     def teacher_entropies(self) -> np.ndarray:
         """The teacher's entropy at every token of the training text: float16 [rows, seq_len], nats, on disk.
 
-        The teacher is frozen: one computation serves every epoch and every run with this teacher and text.
-        The file begins with a checksum of every CHUNK rows. Where it is wrong, the rows are not computed yet
-        or damaged, and they are computed: an interrupted computation goes on where it stopped.
+        The teacher is frozen: one computation serves every epoch, and every run with this teacher and text.
         """
-        o, rows = self.o, self.row_count
+        o = self.o
         passes = math.ceil(1 / o.mask_ratio) if o.reading == "blank" else 1
-        facts = f"{self.facts['key']} {rows} {o.seq_len} {o.reading} {passes} {self.dtype}"
-        key, chunks = hashlib.sha256(facts.encode()), range(0, rows, CHUNK)
+        facts = f"{self.facts['key']} {self.row_count} {o.seq_len} {o.reading} {passes} {self.dtype}"
+        key = hashlib.sha256(facts.encode())
         for tensor in self.teacher.state_dict().values():
             key.update(tensor.cpu().numpy())
-        path = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.f16"
-        layout = {"offset": 4 * len(chunks), "shape": (rows, o.seq_len)}
-        size = 4 * len(chunks) + 2 * rows * o.seq_len
-        if self.rank == 0:
-            with bert.lock(path.with_suffix(".lock"), wait=True):
-                if not (path.is_file() and path.stat().st_size == size):
-                    bert.atomic_write(path, lambda file: file.write(bytes(size)))
-                table, start = np.memmap(path, np.float16, "r+", **layout), time.perf_counter()
-                checks, unit = np.memmap(path, np.uint32, "r+", shape=len(chunks)), f" x {CHUNK} rows"
-                todo = [i for i in chunks if zlib.crc32(table[i : i + CHUNK]) != checks[i // CHUNK]]
-                for i in tqdm(todo, "teacher's entropies", unit=unit, leave=False, disable=None):
-                    table[i : i + CHUNK] = self.entropies_of_rows(i, min(i + CHUNK, rows))
-                    checks[i // CHUNK] = zlib.crc32(table[i : i + CHUNK])
-                table.flush()
-            cost = f"{passes} forward passes a row, {time.perf_counter() - start:.0f} s" if todo else "known"
-            print(f"entropy of the teacher: {cost}; {path} saves a pass a row in every epoch and run")
-        if dist.is_initialized():
-            dist.barrier()
-        return np.memmap(path, np.float16, "r", **layout)
+        path = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.npy"
+        with train.process_0_first():
+            if not path.exists():
+                print(
+                    f"entropies of the teacher: {passes} forward passes per row, kept in {path}", flush=True
+                )
+                bert.atomic_write(path, self.write_entropies)
+        return np.load(path, mmap_mode="r")
 
-    def entropies_of_rows(self, first: int, end: int) -> np.ndarray:
-        """The teacher's entropies in a stretch of rows: [end - first, seq_len]. Raises ValueError for NaN."""
-        o, rng = self.o, torch.Generator().manual_seed(first)
-        ids = train.take_rows(self.train_ids, np.arange(first, end), o.seq_len, self.cls, self.sep)
-        ids = ids.to(self.device)
-        with self.autocast():
-            if o.reading == "visible":
-                entropy = masking.sequence_entropy(self.teacher, ids)
-            else:
-                settings = (o.mask_ratio, self.mask, rng)
-                entropy = blank_entropy_everywhere(self.teacher, ids, self.eligible(ids), *settings)
-        if not entropy.isfinite().all():
-            raise ValueError(f"{o.teacher} gives predictions that are not finite: try --dtype float32")
-        return entropy.cpu().numpy()
+    def write_entropies(self, file):
+        """Compute the table, 64 rows at a time, and write it as a .npy file. Raises ValueError for NaN."""
+        o = self.o
+        header = {"descr": "<f2", "fortran_order": False, "shape": (self.row_count, o.seq_len)}
+        np.lib.format.write_array_header_1_0(file, header)
+        starts = range(0, self.row_count, 64)
+        for first in tqdm(starts, "teacher's entropies", unit=" x 64 rows", leave=False, disable=None):
+            index = np.arange(first, min(first + 64, self.row_count))
+            ids = train.take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(self.device)
+            rng = torch.Generator().manual_seed(first)
+            with self.autocast():
+                if o.reading == "visible":
+                    entropy = masking.visible_entropy(self.teacher, ids)
+                else:
+                    eligible = self.eligible(ids)
+                    entropy = blank_entropy_everywhere(
+                        self.teacher, ids, eligible, o.mask_ratio, self.mask, rng
+                    )
+            if not entropy.isfinite().all():
+                raise ValueError(f"{o.teacher} gives predictions that are not finite: try --dtype float32")
+            file.write(entropy.half().cpu().numpy().tobytes())
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
         """As in train.py; the teacher's come from its table, for which k tokens were hidden at a time."""
         if self.table is None:
             return super().entropies(ids, index, candidates)
-        return torch.from_numpy(self.table[index].astype(np.float32)).to(self.device)
+        return self.send(self.table[index]).float()
 
     def loss(self, ids, places, labels):
         """(1 - a) CE + a T^2 KL(teacher || student), both reading the same corrupted rows."""
-        alpha, temperature = self.o.kd_alpha, self.o.kd_temperature
+        alpha = self.o.kd_alpha
+        temperature = self.o.kd_temperature
         if alpha == 0:
             return super().loss(ids, places, labels)
         with self.autocast():
             with torch.no_grad():
-                wanted = self.teacher(ids, positions=places)[..., : len(self.vocab)]
+                wanted = self.teacher(ids, positions=places)
             logits = self.model(ids, positions=places)
-        cross_entropy, correct, entropy = train.MaskedLoss.apply(logits, labels)
-        kl = kd_loss(logits[..., : len(self.vocab)], wanted, labels, temperature)
+        cross_entropy, right, entropy = train.MaskedLoss.apply(logits, labels)
+        kl = kd_loss(logits, wanted, labels, temperature)
         loss = (1 - alpha) * cross_entropy + alpha * kl
-        agreed = ((logits.argmax(-1) == wanted.argmax(-1)) & (labels != IGNORE)).sum()
-        sums = (loss, correct, cross_entropy, kl / temperature**2, agreed)
-        return loss, torch.stack([value.detach().float() for value in sums]), entropy
-
-    def work(self) -> float:
-        """As in train.py, with the teacher's forward pass; a table of entropies costs nothing."""
-        o, ratio = self.o, self.o.mask_ratio
-        student = 3 * train.forward_flops(self.model.config, o.seq_len, ratio)
-        student = super().work() if self.table is None else student
-        return student + (o.kd_alpha > 0) * train.forward_flops(self.teacher.config, o.seq_len, ratio)
+        agreed = (logits.argmax(-1) == wanted.argmax(-1)) & (labels != IGNORE)
+        sums = {"loss": loss.detach(), "accuracy": right, "cross_entropy": cross_entropy.detach()}
+        sums |= {"kl": kl.detach() / temperature**2, "agreement": agreed.sum()}
+        return loss, sums, entropy
 
 
 if __name__ == "__main__":
-    train.launch(Options, Distillation, __doc__.splitlines()[0])
+    train.main(make_parser(), Distillation)

@@ -10,22 +10,23 @@ One step of self-masking with the `blank` reading, for rows `ids` [B, T]:
     selected = select_positions("high", eligible, 0.15, entropy, candidates)    # the k it is least sure of
     corrupted, labels = corrupt(ids, selected, mask_token_id, vocab_size, special_ids)
 
-Shapes in the comments: B sequences, T tokens each, V words in the vocabulary, k masked tokens a row.
+`mask_batch` does the same for a batch of your own training loop, whatever the encoder. This file needs
+nothing but PyTorch: copy it beside your own code.
+
+Shapes in the comments: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row.
 """
 
 import html
 import math
 import os
-import shutil
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from contextlib import contextmanager
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 
 import torch
-
-from model import BertForMaskedLM, atomic_write, explain, load_tokenizer
 
 IGNORE = -100  # label of a position that has no loss
 SCHEMES = {"80-10-10": (0.8, 0.9), "100-0-0": (1.0, 1.0)}  # a uniform draw, cut: [MASK] | random | as is
@@ -49,14 +50,15 @@ def prediction_entropy(logits: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def evaluating(model):
     """No gradient and no dropout inside; afterwards every module is in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
     try:
+        for module in training:
+            module.training = False
         with torch.no_grad():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def slice_size(device: torch.device) -> int:
@@ -64,41 +66,116 @@ def slice_size(device: torch.device) -> int:
     return 2**17 * torch.get_num_threads() if device.type == "cpu" else 2**25
 
 
-def _entropy_of(model, hidden, chunk):
-    """Entropy at vectors [N, H] -> [N], `chunk` at a time: no more than [chunk, V] logits ever exist."""
-    rows = max(1, slice_size(hidden.device) // model.config.vocab_size)
-    chunks = hidden.split(chunk or max(512, rows))  # the product wants more rows at once than a cache holds
-    logits = (piece for part in chunks for piece in model.cls["predictions"](part).split(rows))
-    return torch.cat([prediction_entropy(piece) for piece in logits])
+def pick_places(x, places) -> torch.Tensor:
+    """x [B, T, D] at places [B, c] -> [B, c, D]"""
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def sequence_entropy(model, input_ids, attention_mask=None, chunk=None) -> torch.Tensor:
+def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
+    """One forward pass of input_ids [B, T]; the logits at places [B, c] alone: [B, c, V].
+
+    Most of the work of a small model is its last layer, so only the places asked for should reach it. A model
+    that takes `positions` (this project's) sees to that. Where a model names its last layer, as those of
+    `transformers` do, a hook hands that layer the places alone. From any other model all logits are taken.
+    Raises ValueError where the model gives no logits [B, T, V].
+    """
+    if "positions" in signature(model.forward).parameters:
+        return model(input_ids, positions=places, **inputs)
+    picked = False
+
+    def pick(layer, args):
+        nonlocal picked
+        if args and args[0].shape[:2] == input_ids.shape:
+            picked = True
+            return (pick_places(args[0], places), *args[1:])
+
+    last = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    hook = None if last is None else last.register_forward_pre_hook(pick)
+    try:
+        output = model(input_ids=input_ids, **inputs)
+    finally:
+        if hook is not None:
+            hook.remove()
+
+    logits = getattr(output, "logits", output)
+    shape = places.shape if picked else input_ids.shape
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 3 or logits.shape[:2] != shape:
+        raise ValueError(
+            f"{type(model).__name__} gives no logits [B, T, V]: a masked language model is needed"
+        )
+    return logits if picked else pick_places(logits, places)
+
+
+def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
+    """The entropy of the model's predictions at places [B, c] of input_ids [B, T]: [B, c], nats.
+
+    A few rows at a time, so that there are never logits of more than some thousand tokens at once.
+    """
+    model = getattr(model, "module", model)  # look through DistributedDataParallel
+    tokens = 1024 if input_ids.device.type == "cpu" else 4096
+    rows = max(1, tokens // places.shape[1])
+    entropy = []
+    with evaluating(model):
+        for start in range(0, len(input_ids), rows):
+            part = slice(start, start + rows)
+            given = {name: value[part] for name, value in inputs.items() if value is not None}
+            logits = logits_at(model, places[part], input_ids[part], **given)
+            pieces = logits.flatten(0, 1).split(max(1, slice_size(logits.device) // logits.shape[-1]))
+            entropy += [prediction_entropy(piece) for piece in pieces]
+    return torch.cat(entropy).view(places.shape)
+
+
+def visible_entropy(model, input_ids, attention_mask=None, **inputs) -> torch.Tensor:
     """The `visible` reading: how unsure is the model of a token that it sees? [B, T] -> [B, T], nats.
 
-    One forward pass of the unmasked rows. Mind that an MLM is trained on what it cannot see: under the
-    100-0-0 scheme nothing ever trains its output at visible tokens.
+    model: any masked LM that gives logits [B, T, V] or an object with `.logits`. One forward pass of the
+    unmasked rows; `inputs` [B, ...], such as token_type_ids, go to the model. Mind that an MLM is trained on
+    what it cannot see: under the 100-0-0 scheme nothing ever trains its output at visible tokens.
     """
-    with evaluating(model):
-        hidden, _ = model.bert(input_ids, attention_mask)
-        return _entropy_of(model, hidden.flatten(0, 1), chunk).view(input_ids.shape)
+    places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    return entropy_at(model, places, input_ids, attention_mask=attention_mask, **inputs)
 
 
-def blank_entropy(model, input_ids, candidates, mask_token_id, attention_mask=None, chunk=None):
+sequence_entropy = visible_entropy  # its old name
+
+
+def blank_entropy(model, input_ids, candidates, mask_token_id, width=None, attention_mask=None, **inputs):
     """The `blank` reading: hide the candidates; how unsure is the model of each? [B, T] -> [B, T], nats.
 
-    candidates: bool [B, T], or their places as long [B, c] (static shapes: no synchronisation with a GPU).
-    One forward pass with all candidates replaced by [MASK]. Places that are no candidates get 0.
+    candidates: bool [B, T], all replaced by [MASK] in one forward pass; elsewhere the result is 0. width: at
+    least the most candidates of a row; None counts them, which waits for a GPU. model, inputs: as above.
     """
-    entropy = torch.zeros(input_ids.shape, device=input_ids.device)
-    with evaluating(model):
-        if candidates.dtype == torch.bool:
-            hidden, _ = model.bert(input_ids.masked_fill(candidates, mask_token_id), attention_mask)
-            entropy[candidates] = _entropy_of(model, hidden[candidates], chunk)
-            return entropy
-        hidden, _ = model.bert(input_ids.scatter(1, candidates, mask_token_id), attention_mask)
-        hidden = hidden.gather(1, candidates[..., None].expand(-1, -1, hidden.shape[-1]))
-        found = _entropy_of(model, hidden.flatten(0, 1), chunk)
-        return entropy.scatter(1, candidates, found.view_as(candidates))
+    if width is None:
+        width = max(1, int(candidates.sum(-1).max()))
+    blanked = input_ids.masked_fill(candidates, mask_token_id)
+    places = as_places(candidates, width)
+    found = entropy_at(model, places, blanked, attention_mask=attention_mask, **inputs)
+    entropy = torch.zeros(input_ids.shape, device=input_ids.device).scatter(1, places, found)
+    return entropy.masked_fill(~candidates, 0)  # rows with fewer candidates were read at other places too
+
+
+class EntropyMemory:
+    """The `memory` reading: each token's entropy when it was last a blank, which training computes anyway.
+
+    values: float16 [rows, T], nats, NaN for tokens that never were a blank; these count as the running mean.
+    """
+
+    def __init__(self, rows: int, length: int, device):
+        self.values = torch.full((rows, length), torch.nan, dtype=torch.float16, device=device)
+        self.mean = torch.zeros((), device=device)  # of all blanks so far, the last hundred steps most
+
+    def read(self, index):
+        """(entropy [B, T], whether it is remembered: bool [B, T]) of the rows number `index` [B]."""
+        entropy = self.values[index].float()
+        known = ~entropy.isnan()
+        return torch.where(known, entropy, self.mean), known
+
+    def write(self, index, places, entropy, blank):
+        """Remember the entropies [B, k] at places [B, k] of rows `index` [B], where blank, bool [B, k]."""
+        mean = (entropy * blank).sum() / blank.sum().clamp_min(1)
+        self.mean = torch.where(self.mean > 0, self.mean.lerp(mean, 0.01), mean)
+        where = (index[:, None], places)
+        self.values[where] = torch.where(blank, entropy.half(), self.values[where])
 
 
 # ---- which positions? ----
@@ -156,8 +233,10 @@ def rule_low(entropy, pool, temperature, generator):
 
 def rule_mid(entropy, pool, temperature, generator):
     """-|H - median of the row's pool|; the median of an even number is the mean of the two in the middle."""
-    ordered, count = entropy.masked_fill(~pool, float("inf")).sort(-1).values, pool.sum(-1, keepdim=True)
-    low, high = ordered.gather(-1, ((count - 1) // 2).clamp_min(0)), ordered.gather(-1, count // 2)
+    ordered = entropy.masked_fill(~pool, float("inf")).sort(-1).values
+    count = pool.sum(-1, keepdim=True)
+    low = ordered.gather(-1, ((count - 1) // 2).clamp_min(0))
+    high = ordered.gather(-1, count // 2)
     return -(entropy - (low + high) / 2).abs()
 
 
@@ -202,7 +281,8 @@ def select_positions(
     fewer than k, random eligible positions fill it up). temperature: tau of `sample`. random_share: this part
     of the k is drawn at random from the rest of E instead. word_start: bool [B, T], False where a piece
     continues a word; if given, words are masked whole, scored by their mean entropy, and a row masks at most
-    k (a word too long is passed over). Raises ValueError for an unknown rule, no entropy, bad numbers.
+    k (a word that no longer fits is passed over; where no word of a row fits, single pieces are masked).
+    Raises ValueError for an unknown rule, a missing entropy, a bad temperature or share.
     """
     if rule not in RULES:
         raise ValueError(f"selection rule {rule!r} is not one of {', '.join(RULES)}")
@@ -212,78 +292,90 @@ def select_positions(
         raise ValueError(f"temperature {temperature} must be above 0, random share {random_share} in [0, 1]")
     entropy = torch.zeros(eligible.shape, device=eligible.device) if entropy is None else entropy.float()
     pool = eligible if candidates is None else eligible & candidates
+    most = mask_budget(eligible.shape[1], mask_ratio)
     k = _budgets(mask_budget, eligible.shape[1], eligible.device, mask_ratio)[eligible.sum(-1)]
+    if word_start is not None:
+        word_start = _split_long_words(word_start, eligible, k)
+
     by_rule = k - (random_share * k).round().long()
-    how = (temperature, generator, word_start)
-    selected = _take(rule, entropy, pool, eligible, by_rule, *how)
+    selected = _take(rule, entropy, pool, eligible, by_rule, most, temperature, generator, word_start)
     if random_share > 0:
         rest = eligible & ~selected
-        selected |= _take("random", entropy, rest, rest, k - selected.sum(-1), *how)
+        left = k - selected.sum(-1)
+        selected |= _take("random", entropy, rest, rest, left, most, temperature, generator, word_start)
     return selected
 
 
 def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start=None) -> torch.Tensor:
-    """min(|E|, round(c k)) random positions a row for `blank_entropy`; c = factor. Returns bool [B, T]."""
-    counts = _budgets(candidate_budget, eligible.shape[1], eligible.device, mask_ratio, factor)
+    """min(|E|, round(c k)) random positions per row for `blank_entropy`; c = factor. Returns bool [B, T]."""
+    length = eligible.shape[1]
+    most = candidate_budget(length, mask_ratio, factor)
+    count = _budgets(candidate_budget, length, eligible.device, mask_ratio, factor)[eligible.sum(-1)]
+    if word_start is not None:
+        k = _budgets(mask_budget, length, eligible.device, mask_ratio)[eligible.sum(-1)]
+        word_start = _split_long_words(word_start, eligible, k)
     equal = torch.zeros(eligible.shape, device=eligible.device)
-    return _take("random", equal, eligible, eligible, counts[eligible.sum(-1)], 1.0, generator, word_start)
+    return _take("random", equal, eligible, eligible, count, most, 1.0, generator, word_start)
 
 
-def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
-    """The first k [B] of each row: best of the pool by the rule, then other eligible ones at random."""
+def _take(rule, entropy, pool, eligible, k, most, temperature, generator, word_start):
+    """The first k [B] of each row, at most `most`: the pool's best by the rule, then others at random."""
     if word_start is not None:  # a word stands for its first piece
-        word = word_start.long().cumsum(-1)  # [B, T], number of the word a piece belongs to
-        size = _word_sum(torch.ones_like(word), word)
+        word, size, whole = _words(word_start, eligible)
         entropy = _word_sum(entropy, word) / size
-        eligible = word_start & (_word_sum((~eligible).long(), word) == 0)
-        pool = eligible & (_word_sum((~pool).long(), word) == 0)
+        pool = _words(word_start, eligible & pool)[2]
+        eligible = whole
+
+    # The sort by score is stable, so that shuffling first leaves equal scores in random order.
     noise = torch.rand(eligible.shape, generator=generator, device=eligible.device)
-    shuffle = noise.masked_fill(~eligible, 2).argsort(-1)  # the sort below is stable: ties in random order
-    entropy, pool = entropy.gather(-1, shuffle), pool.gather(-1, shuffle)
-    score = RULES[rule](entropy, pool, temperature, generator).masked_fill(~pool, float("-inf"))
-    order = shuffle.gather(-1, score.sort(dim=-1, descending=True, stable=True).indices)  # positions [B, T]
+    shuffle = noise.masked_fill(~eligible, 2).argsort(-1)
+    pool = pool.gather(-1, shuffle)
+    score = RULES[rule](entropy.gather(-1, shuffle), pool, temperature, generator)
+    best = score.masked_fill(~pool, float("-inf")).sort(dim=-1, descending=True, stable=True).indices
+    order = shuffle.gather(-1, best)  # [B, T], positions, the first choice first
+
     if word_start is None:
         first = torch.arange(order.shape[1], device=order.device) < k[:, None]
         return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
-    left, taken = k[:, None], torch.zeros_like(eligible)
-    for place in order.split(1, -1):  # [B, 1], the best word first: it is taken if it still fits
-        fits = eligible.gather(1, place) & (size.gather(1, place) <= left)
-        taken.scatter_(1, place, fits)
-        left = left - size.gather(1, place) * fits
+    fitting = _first_that_fit(size.gather(-1, order), eligible.gather(-1, order), k, most)
+    taken = torch.zeros_like(eligible).scatter(-1, order, fitting)
     return _word_sum(taken.long(), word) > 0
+
+
+def _first_that_fit(size, waiting, k, most):
+    """Go through words of `size` [B, T] in order and take each that fits into what is left of k [B].
+
+    One round takes all up to the first that does not fit: that one, and whatever is longer than what is left,
+    never will. Each round takes at least one word, so that `most` rounds are enough.
+    """
+    taken = torch.zeros_like(waiting)
+    left = k[:, None]
+    for _ in range(most):
+        waiting = waiting & (size <= left)
+        fits = waiting & ((size * waiting).cumsum(-1) <= left)
+        taken = taken | fits
+        waiting = waiting & ~fits
+        left = left - (size * fits).sum(-1, keepdim=True)
+    return taken
+
+
+def _split_long_words(word_start, eligible, k):
+    """word_start [B, T], but in a row in which every word is longer than k [B], each piece is a word."""
+    _, size, whole = _words(word_start, eligible)
+    return word_start | ~(whole & (size <= k[:, None])).any(-1, keepdim=True)
+
+
+def _words(word_start, eligible):
+    """Of each piece: number and size of its word; and whether it begins one that is eligible as a whole."""
+    word = word_start.long().cumsum(-1)
+    size = _word_sum(torch.ones_like(word), word)
+    return word, size, word_start & (_word_sum((~eligible).long(), word) == 0)
 
 
 def _word_sum(values, word):
     """Sum over the pieces of each word, given back to every piece. [B, T], [B, T] -> [B, T]"""
     width = word.shape[1] + 1
     return values.new_zeros(len(word), width).scatter_add_(1, word, values).gather(1, word)
-
-
-@torch.no_grad()
-def weights_for_rates(ids, eligible, mask_ratio: float, rates, rounds: int = 50) -> torch.Tensor:
-    """Weights w [V] with which `sample` masks token v as often as rates [V] say, at places left to chance.
-
-    The control that tells "uncertain" from "rare": an entropy rule's rates, without its places. Gumbel top-k
-    is a race: i arrives after a time ~ Exp(w_i), and the first k are masked. Up to a time t that is about
-    P(i) = 1 - exp(-w_i t), with t such that the row's P add up to k; the rate of v is the mean of P over its
-    places in the rows ids [B, T]. Each round solves for every row's t, then scales every w_v by what its rate
-    lacks. What the rows do not hold keeps the weight of its own rate.
-    """
-    hazard = -torch.log1p(-rates.double().clamp(1e-6, 1 - 1e-6))  # of a race that ends at t = 1
-    weights, flat = hazard.clone(), ids[eligible]
-    seen = torch.bincount(flat, minlength=len(weights))
-    k = _budgets(mask_budget, ids.shape[1], ids.device, mask_ratio)[eligible.sum(-1), None]
-    for _ in range(rounds):
-        w = weights[ids] * eligible  # [B, T]
-        t = torch.zeros(len(ids), 1, device=ids.device, dtype=w.dtype)
-        for _ in range(12):  # Newton, from below: the sum of P is concave in t
-            rest = torch.exp(-w * t)
-            t = t + (k - (1 - rest).sum(-1, keepdim=True)) / (w * rest).sum(-1, keepdim=True)
-        chance = -torch.expm1(-w * t)[eligible]
-        rate = torch.bincount(flat, chance, len(weights)) / seen.clamp_min(1)
-        reached = -torch.log1p(-rate.clamp(1e-6, 1 - 1e-6))
-        weights = torch.where(seen > 0, weights * hazard / reached, weights)
-    return weights.float()
 
 
 def as_places(selected, width: int) -> torch.Tensor:
@@ -315,10 +407,70 @@ def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme=
     return torch.where(selected, corrupted, input_ids), input_ids.masked_fill(~selected, IGNORE)
 
 
-# ---- what it looks like: python masking.py --model FOLDER --text "..." ----
+# ---- a batch of your own training loop ----
 
-SHADES = (231, 230, 229, 228, 222, 216, 210, 203, 196)  # of the 256 terminal colours, white to red
-BARS = " ▁▂▃▄▅▆▇█"
+
+def vocabulary_of(tokenizer):
+    """(id of the mask token, number of entries, special ids) of a tokenizer: transformers', or tokenizers'."""
+    if hasattr(tokenizer, "all_special_ids"):
+        return tokenizer.mask_token_id, len(tokenizer), tokenizer.all_special_ids
+    added = tokenizer.get_added_tokens_decoder()
+    special = [token_id for token_id, token in added.items() if token.special]
+    return tokenizer.token_to_id("[MASK]"), tokenizer.get_vocab_size(), special
+
+
+def mask_batch(
+    model,
+    batch,
+    tokenizer,
+    rule: str = "sample",
+    mask_ratio: float = 0.15,
+    factor: float = 2.0,
+    scheme: str = "80-10-10",
+    eligible: torch.Tensor | None = None,
+    word_start: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> dict:
+    """Mask a batch by the model's own entropy (blank reading), as a data collator does at random.
+
+    model: any masked LM (see `visible_entropy`). batch: a mapping with input_ids [B, T] and what else the
+    model takes; where a collator has masked it already, its labels undo that. tokenizer: transformers', or a
+    tokenizers.Tokenizer. factor: candidates per mask. eligible: bool [B, T], the only positions to mask;
+    padding and special tokens never are. word_start: bool [B, T], to mask whole words. Returns a dict, the
+    batch with new input_ids and labels. Raises ValueError where one of these does not fit.
+    """
+    batch = {name: value for name, value in batch.items() if name != "special_tokens_mask"}
+    if "input_ids" not in batch:
+        raise ValueError(f"the batch has no input_ids, only {', '.join(batch)}")
+    mask_token_id, vocab_size, special = vocabulary_of(tokenizer)
+    if mask_token_id is None:
+        raise ValueError("the tokenizer has no mask token: masked language modeling needs one")
+    input_ids = batch.pop("input_ids")
+    labels = batch.pop("labels", None)
+    if labels is not None and labels.shape != input_ids.shape:
+        raise ValueError(f"labels {tuple(labels.shape)} are not those of a masked LM: leave them out")
+    if labels is not None:
+        input_ids = torch.where(labels == IGNORE, input_ids, labels)
+
+    allowed = eligible_positions(input_ids, special)
+    if batch.get("attention_mask") is not None:
+        allowed &= batch["attention_mask"].bool()
+    if eligible is not None:
+        allowed &= eligible
+
+    entropy = None
+    candidates = None
+    if rule != "random":
+        candidates = draw_candidates(allowed, mask_ratio, factor, generator, word_start)
+        width = candidate_budget(input_ids.shape[1], mask_ratio, factor)
+        entropy = blank_entropy(model, input_ids, candidates, mask_token_id, width, **batch)
+    choice = {"generator": generator, "word_start": word_start}
+    selected = select_positions(rule, allowed, mask_ratio, entropy, candidates, **choice)
+    corrupted, labels = corrupt(input_ids, selected, mask_token_id, vocab_size, special, scheme, generator)
+    return {**batch, "input_ids": corrupted, "labels": labels}
+
+
+# ---- what it looks like: python masking.py --model FOLDER --text "..." ----
 
 
 def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
@@ -326,93 +478,88 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
 
     Returns (list of n tokens without [CLS] and [SEP], list of n entropies, {rule: list of n bools}).
     """
-    encoding, longest = tokenizer.encode(text), model.config.max_position_embeddings
-    if len(encoding) > longest:
-        print(f"the text is cut to the model's {longest} tokens", file=sys.stderr)
-        tokenizer.enable_truncation(longest)
-        encoding = tokenizer.encode(text)
+    tokenizer.enable_truncation(model.config.max_position_embeddings)
+    encoding = tokenizer.encode(text)
     ids = torch.tensor([encoding.ids])
     eligible = eligible_positions(ids, [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")])
     if not eligible.any():
         raise ValueError("the text holds no token to mask")
+
     if reading == "visible":
-        entropy = sequence_entropy(model, ids)
+        entropy = visible_entropy(model, ids)
     else:
-        alone = torch.eye(ids.shape[1], dtype=torch.bool).split(64)  # row i hides token i
-        mask = tokenizer.token_to_id("[MASK]")
-        parts = [blank_entropy(model, ids.expand_as(hidden), hidden, mask) for hidden in alone]
-        entropy = torch.cat(parts).diagonal()[None]
-    picks = {r: select_positions(r, eligible, mask_ratio, entropy, generator=generator) for r in RULES}
-    tokens = [token for token, kept in zip(encoding.tokens, eligible[0].tolist(), strict=True) if kept]
-    return tokens, entropy[eligible].tolist(), {rule: pick[eligible].tolist() for rule, pick in picks.items()}
+        alone = torch.eye(ids.shape[1], dtype=torch.bool)  # row i hides token i
+        mask_token_id = tokenizer.token_to_id("[MASK]")
+        entropy = blank_entropy(model, ids.expand_as(alone), alone, mask_token_id).diagonal()[None]
+
+    tokens = [encoding.tokens[i] for i in eligible[0].nonzero()[:, 0]]
+    picks = {}
+    for rule in RULES:
+        selected = select_positions(rule, eligible, mask_ratio, entropy, generator=generator)
+        picks[rule] = selected[eligible].tolist()
+    return tokens, entropy[eligible].tolist(), picks
 
 
-def as_text(tokens, entropies, picks, highest, colour: bool) -> str:
-    """The picture for a terminal: tokens, nats and bars beneath each other, then a line a rule."""
-    width, used, blocks = max(40, shutil.get_terminal_size().columns - 1), math.inf, []
-    for token, nats in zip(tokens, entropies, strict=True):
-        cell, shade = max(len(token), 4), round(nats / highest * (len(SHADES) - 1))
-        used += cell + 1
-        if used > width:
-            used = cell + 1
-            blocks.append(([], [], []))
-        shown = f"\033[30;48;5;{SHADES[shade]}m{token:<{cell}}\033[0m" if colour else f"{token:<{cell}}"
-        for row, part in zip(blocks[-1], (shown, f"{nats:<{cell}.1f}", BARS[shade] * cell), strict=True):
-            row.append(part)
-    lines = [" ".join(row) for block in blocks for row in block[: 2 if colour else 3]]
-    for rule, pick in picks.items():
-        hidden = (("_" * len(t) if chosen else t) for t, chosen in zip(tokens, pick, strict=True))
-        lines.append(f"{rule:>7}: {' '.join(hidden)}")
+def picture(tokens, entropies, picks, paint) -> str:
+    """A line per token: its entropy in nats and as a bar, and a square under each rule that hides it.
+
+    paint(text, level) colours a token by its entropy, level 0 to 1.
+    """
+    highest = max(1e-9, *entropies)
+    decimals = 1 if highest >= 1 else 2  # a confident model needs the second one
+    lines = [f"{'token':<16}  nats {'':8} {' '.join(picks)}"]
+    for i, token in enumerate(tokens):
+        level = entropies[i] / highest
+        bar = "█" * round(8 * level)
+        marks = [("■" if pick[i] else "·").center(len(rule)) for rule, pick in picks.items()]
+        lines.append(
+            f"{paint(f'{token:<16}', level)} {entropies[i]:5.{decimals}f} {bar:<8} {' '.join(marks)}"
+        )
     return "\n".join(lines)
 
 
-def as_html(tokens, entropies, picks, highest, title: str) -> str:
-    """The same as one self-contained page."""
-    spans, rows, tokens = "", "", [html.escape(token) for token in tokens]
-    for token, nats in zip(tokens, entropies, strict=True):
-        colour = f"hsl({60 - 60 * nats / highest:.0f} 100% {97 - 37 * nats / highest:.0f}%)"
-        spans += f'<span style="background:{colour}">{token}<small>{nats:.1f}</small></span>'
-    for rule, pick in picks.items():
-        words = (f"<b>{t}</b>" if chosen else t for t, chosen in zip(tokens, pick, strict=True))
-        rows += f"<tr><th>{rule}</th><td>{' '.join(words)}</td></tr>"
-    style = """body{font:20px/1.9 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
-span{display:inline-block;padding:0 .3em;margin:.1em;border-radius:.3em;text-align:center}
-small{display:block;font-size:.6em;line-height:1;color:#444;padding-bottom:.3em}
-th{text-align:right;padding-right:1em;vertical-align:top}b{background:#222;color:#fff;padding:0 .2em}"""
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>Entropy</title>
-<style>{style}</style>
-<p>{html.escape(title)}</p><p>{spans}</p>
-<p>What each rule masks:</p><table>{rows}</table></html>
-"""
+def paint_terminal(text, level):
+    """From yellow to red, in the 256 colours of a terminal."""
+    return f"\033[30;48;5;{228 - 6 * round(5 * level)}m{text}\033[0m"
+
+
+def paint_html(text, level):
+    """From white to red."""
+    return f'<b style="background:hsl(0 100% {100 - 40 * level:.0f}%)">{html.escape(text)}</b>'
 
 
 def main(argv=None):
     """Show how unsure a checkpoint is of each token of a text, and what each rule would mask."""
+    from model import BertForMaskedLM, atomic_write, explain, load_tokenizer  # the rest needs no model.py
+
     parser = ArgumentParser(description=main.__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, metavar="FOLDER", help="checkpoint folder, ours or Hugging Face's")
-    add("--text", required=True, help="what to read")
+    add("--text", required=True, help="what to read; cut to the model's longest row")
     add("--reading", default="blank", choices=["blank", "visible"], help="tokens hidden, or seen")
     add("--mask-ratio", default=0.15, type=float, help="share of the tokens each rule masks")
     add("--seed", default=0, type=int, help="of the rules that draw")
     add("--html", default="", metavar="FILE", help="write a page as well")
-    options = parser.parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
+    o = parser.parse_args(argv)
+    sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
     try:
-        model, tokenizer = BertForMaskedLM.from_pretrained(options.model), load_tokenizer(options.model)
-        if tokenizer.get_vocab_size() > model.config.vocab_size:
-            raise ValueError(f"{options.model}: the tokenizer has more entries than the model's vocabulary")
-        random = torch.Generator().manual_seed(options.seed)
-        picture = read_sentence(model, tokenizer, options.text, options.reading, options.mask_ratio, random)
-        highest, limit = max(picture[1]), math.log(model.config.vocab_size)  # highest: the darkest shade
-        title = f"Entropy of each token ({options.reading} reading) in nats; log V = {limit:.1f}"
+        tokenizer = load_tokenizer(o.model)
+        model = BertForMaskedLM.from_pretrained(o.model, vocab_size=tokenizer.get_vocab_size())
+        rng = torch.Generator().manual_seed(o.seed)
+        sentence = read_sentence(model, tokenizer, o.text, o.reading, o.mask_ratio, rng)
+
+        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        title = f"{o.reading} entropy per token; at most {math.log(tokenizer.get_vocab_size()):.1f} nats"
         print(title)
-        print(as_text(*picture, highest, sys.stdout.isatty() and not os.environ.get("NO_COLOR")))
-        if options.html:
-            page = as_html(*picture, highest, title)
-            atomic_write(Path(options.html), lambda file: file.write(page.encode()))
-            print(f"written to {options.html}")
+        print(picture(*sentence, paint_terminal if colour else lambda text, level: text))
+        unknown = sentence[0].count("[UNK]") / len(sentence[0])
+        if unknown > 0.02:
+            print(f"WARNING: {unknown:.0%} of the tokens are [UNK], pieces that the vocabulary lacks")
+        if o.html:
+            head = f'<!doctype html><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
+            page = f"{head}<pre>{picture(*sentence, paint_html)}</pre>\n"
+            atomic_write(Path(o.html), lambda file: file.write(page.encode()))
+            print(f"written to {o.html}")
     except Exception as error:
         sys.exit(f"masking.py: {explain(error)}")
 
