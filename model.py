@@ -183,16 +183,13 @@ class Pretrained(nn.Module):
         """Write the model, and the tokenizer if given, as `transformers` reads them. Raises OSError."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        labels = {i: f"LABEL_{i}" for i in range(self.config.num_labels)}
         config = {"model_type": "bert", "architectures": [type(self).__name__], **asdict(self.config)}
-        config |= {"id2label": labels, "label2id": {name: i for i, name in labels.items()}}
-        # Who fine-tunes this folder elsewhere wants BERT's own dropout, also where pretraining did without.
+        del config["fast_attention"]
+        # Who fine-tunes this folder elsewhere wants BERT's own dropout, even if pretraining did without.
         config |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-        del config["fast_attention"], config["num_labels"]
-        parameters = dict(self.named_parameters())  # what is tied counts once
-        weights = {name: value.detach().float().cpu() for name, value in parameters.items()}
-        atomic_write(folder / "model.safetensors", lambda file: write_safetensors(weights, file))
         write_json(folder / "config.json", config)
+        weights = dict(self.named_parameters())  # what is tied counts once
+        atomic_write(folder / "model.safetensors", lambda file: write_safetensors(file, weights))
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder, self.config.max_position_embeddings)
 
@@ -202,23 +199,22 @@ class Pretrained(nn.Module):
 
         Heads that the folder lacks (pooler, classifier, or one of another num_labels) start at random and are
         listed in `model.newly_initialised`; heads that this class lacks are left out. A vocab_size below the
-        stored one cuts the spare rows of a padded vocabulary. Raises ValueError for damaged files.
+        stored one cuts the spare rows of a padded vocabulary. Raises ValueError where files do not fit.
         """
         model = cls(BertConfig.from_folder(folder, **changes))
+        model.newly_initialised = []
         weights = read_weights(folder)
-        fitting = {}
-        for name, parameter in model.named_parameters():
-            tensor = weights.get("bert." + name if cls is BertModel else name)
+        for name, parameter in model.named_parameters():  # what is tied counts once
+            tensor = weights.get("bert." + name if cls is BertModel else name, torch.empty(0))
             if "vocab_size" in changes and name.endswith(("word_embeddings.weight", "predictions.bias")):
                 tensor = tensor[: changes["vocab_size"]]
-            if tensor is not None and tensor.shape == parameter.shape:
-                fitting[name] = tensor
-            elif not name.startswith(("bert.pooler.", "pooler.", "classifier.")):
-                found = "missing" if tensor is None else tuple(tensor.shape)
-                what = f"{name} is {found}, needed is {tuple(parameter.shape)}"
+            if tensor.shape == parameter.shape:
+                parameter.data.copy_(tensor)
+            elif name.startswith(("bert.pooler.", "pooler.", "classifier.")):
+                model.newly_initialised.append(name)
+            else:
+                what = f"{name} is missing or not of the shape {tuple(parameter.shape)}"
                 raise ValueError(f"{folder} holds no complete {cls.__name__}: {what}")
-        model.load_state_dict(fitting, strict=False)
-        model.newly_initialised = sorted(dict(model.named_parameters()).keys() - fitting)
         return model.eval()
 
 
@@ -311,7 +307,7 @@ class BertForSequenceClassification(Pretrained):
 
 
 def init_normal(module: nn.Module, std: float, generator: torch.Generator | None = None):
-    """BERT's own start: weights and embeddings N(0, std), biases 0 (LayerNorm has 1 and 0 anyway). In place."""
+    """BERT's own start: weights and embeddings N(0, std), biases 0 (LayerNorm has 1 and 0). In place."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std, generator=generator)
@@ -346,7 +342,7 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
     attn["output"].dense.weight.copy_(attn["self"].value.weight.T)
 
 
-# ---- files ----
+# ---- the checkpoint folder ----
 
 
 def atomic_write(path: Path, write):
@@ -388,11 +384,23 @@ def explain(error: Exception) -> str:
     raise error
 
 
-# ---- weights ----
+def write_safetensors(file, tensors: dict[str, torch.Tensor]):
+    """The format: 8 bytes length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw bytes."""
+    header = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin = end
+        end += 4 * tensor.numel()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the numbers start at a multiple of 8
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        file.write(tensor.detach().float().cpu().numpy())
 
 
 def read_safetensors(path) -> dict[str, torch.Tensor]:
-    """The format: 8 bytes length, a JSON header {name: {dtype, shape, data_offsets}}, then the raw bytes."""
+    """The tensors of a file in the format above. Raises one of many exceptions if it is damaged."""
     kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     data = bytearray(Path(path).read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
@@ -405,23 +413,8 @@ def read_safetensors(path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_safetensors(tensors: dict[str, torch.Tensor], file):
-    """Write float32 tensors to an open file, in the format above."""
-    header = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin = end
-        end += tensor.nbytes
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the numbers start at a multiple of 8
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors.values():
-        file.write(tensor.numpy())
-
-
 def read_torch(path):
-    """What torch.save wrote, on the CPU. Raises one of many exceptions where it is damaged."""
+    """What torch.save wrote, on the CPU. Raises one of many exceptions if it is damaged."""
     if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip():  # torch.load compares no checksums
         raise ValueError("wrong checksum")
     return torch.load(path, map_location="cpu", weights_only=True)  # plain values: no code of a stranger runs
@@ -430,18 +423,19 @@ def read_torch(path):
 def read_weights(folder) -> dict[str, torch.Tensor]:
     """The tensors of a folder, float32, under today's names; those of the encoder start with "bert.".
 
-    ValueError where a file is missing or damaged, or where two tensors that are one here differ.
+    Raises ValueError where a file is missing or damaged, or where two tensors that are tied here differ.
     """
-    names = ("model.safetensors", "model.safetensors.index.json")
-    names += ("pytorch_model.bin", "pytorch_model.bin.index.json")
-    paths = [Path(folder) / name for name in names]
-    paths = [path for path in paths if path.is_file()][:1] or paths[:1]
-    if paths[0].suffix == ".json":  # a large model is split; the index says which tensor is in which file
-        parts = set(read_json(paths[0])["weight_map"].values())
-        paths = [Path(folder) / Path(part).name for part in sorted(parts)]
+    folder = Path(folder)
+    stems = ("model.safetensors", "pytorch_model.bin")
+    paths = [folder / (stem + end) for stem in stems for end in ("", ".index.json")]
+    first = next((path for path in paths if path.is_file()), paths[0])
+    files = [first]
+    if first.suffix == ".json":  # a large model is split; the index says which tensor is in which file
+        parts = set(read_json(first)["weight_map"].values())
+        files = [folder / Path(part).name for part in sorted(parts)]
 
     weights = {}
-    for path in paths:
+    for path in files:
         read = read_safetensors if path.suffix == ".safetensors" else read_torch
         try:
             tensors = {name: tensor.float() for name, tensor in read(path).items()}
@@ -455,82 +449,68 @@ def read_weights(folder) -> dict[str, torch.Tensor]:
     return weights
 
 
-# ---- tokenizer ----
-
-
 def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     """The tokenizer of a folder (tokenizer.json, else vocab.txt), or of a vocabulary file, a piece per line.
 
-    It gives the ids of AutoTokenizer in `transformers` 5, which takes only pieces from tokenizer.json: how
-    text is treated says tokenizer_config.json, or else BERT uncased. `lowercase` overrides both. The ids are 0 to
-    get_vocab_size() - 1. Raises ValueError for what is damaged, or would be read differently there.
+    The ids are those of AutoTokenizer in `transformers` 5, which takes only words from tokenizer.json: how
+    text is treated, tokenizer_config.json says, or it is as in BERT uncased; `lowercase` overrides both. Ids
+    are 0 to get_vocab_size() - 1. ValueError for what is damaged, or what would be read differently there.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"
+    whole = read_json(path) if path.suffix == ".json" else {}
+    names = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    found = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
+    config, settings, special, added = [found.get(name, {}) for name in names]
 
-    def read(name):
-        return read_json(folder / name) if (folder / name).is_file() else {}
+    kind = settings.get("tokenizer_class") or config.get("tokenizer_class") or "BertTokenizer"
+    model = whole.get("model", {}).get("type", "WordPiece")
+    if kind not in ("BertTokenizer", "BertTokenizerFast") or model != "WordPiece":
+        raise ValueError(f"{folder} has a {kind} of {model}; only BertTokenizer, WordPiece is read here")
 
-    settings = read("tokenizer_config.json")
-    added = settings.get("added_tokens_decoder")
-    if added is None:  # as folders were until 2023
-        settings |= read("special_tokens_map.json")
-    kind = settings.get("tokenizer_class") or read("config.json").get("tokenizer_class") or "BertTokenizer"
-    if kind not in ("BertTokenizer", "BertTokenizerFast"):
-        raise ValueError(f"{folder}: its tokenizer is a {kind}; only BertTokenizer is read here")
-    for key, name in settings.items():
-        name = name["content"] if isinstance(name, dict) and "content" in name else name
-        own = f"[{key.removesuffix('_token').upper()}]"  # mask_token: [MASK]
-        fits = name == own if own in SPECIAL_TOKENS else name in SPECIAL_TOKENS or not isinstance(name, str)
-        if key.endswith("_token") and not fits:
-            raise ValueError(f"{folder}: {key} is {name!r}; only {' '.join(SPECIAL_TOKENS)} are read here")
+    # Words that are looked for before text is split: one list counts, and other files may only repeat it.
+    words = {word.pop("id"): word for word in whole.get("added_tokens", [])}
+    words = settings.get("added_tokens_decoder", words)
+    known = [*SPECIAL_TOKENS, *(word["content"] for word in words.values()), False]
+    for key, value in [*settings.items(), *special.items(), ("added_tokens", list(added))]:
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, dict) and not word.get("normalized"):
+                word = word.get("content")
+            if key.endswith(("_token", "_tokens")) and word not in known:
+                raise ValueError(f"{folder}: {key} says {word!r}, which added_tokens_decoder does not have")
 
+    rules = {"lowercase": settings.get("do_lower_case", True) if lowercase is None else lowercase}
+    rules |= {"strip_accents": settings.get("strip_accents")}
+    rules |= {"handle_chinese_chars": settings.get("tokenize_chinese_chars", True)}
     try:
-        if path.suffix == ".json":
-            written = Tokenizer.from_file(str(path))
-            if not isinstance(written.model, WordPiece):
-                raise ValueError(f"its model is {type(written.model).__name__}")
-            pieces = written.get_vocab(with_added_tokens=False)
-            words = written.get_added_tokens_decoder()
-        else:
-            pieces = WordPiece.read_file(str(path))
-            words = {}
-        if added is not None:
-            words = {int(i): AddedToken(**word) for i, word in added.items()}
-        else:
-            legacy = {
-                i: AddedToken(w, special=w in SPECIAL_TOKENS) for w, i in read("added_tokens.json").items()
-            }
-            words = legacy | words
-        rules = {"lowercase": settings.get("do_lower_case", True) if lowercase is None else lowercase}
-        rules |= {"strip_accents": settings.get("strip_accents")}
-        rules |= {"handle_chinese_chars": settings.get("tokenize_chinese_chars", True)}
-        tokenizer = Tokenizer.from_str(BertWordPieceTokenizer(pieces, **rules).to_str())
-        tokenizer.add_tokens([words[i] for i in sorted(words)])
-        vocab = tokenizer.get_vocab()
-        if not set(SPECIAL_TOKENS) <= set(pieces) | {word.content for word in words.values()}:
-            raise ValueError(f"it lacks one of {' '.join(SPECIAL_TOKENS)}")
-        if "" in vocab or sorted(vocab.values()) != list(range(len(vocab))):
-            raise ValueError("pieces are blank, repeated, or not numbered 0 to n - 1")
+        pieces = whole["model"]["vocab"] if whole else WordPiece.read_file(str(path))
+        tokenizer = BertWordPieceTokenizer(pieces, **rules)
+        tokenizer.add_tokens([AddedToken(**words[i]) for i in sorted(words, key=int)])
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise ValueError(f"{path} is missing, damaged or no WordPiece vocabulary: {error}") from None
-    return tokenizer
+        raise ValueError(f"{path} is missing, damaged or no vocabulary: {error}") from None
+
+    ids = tokenizer.get_vocab()
+    if not set(SPECIAL_TOKENS) <= set(ids):
+        raise ValueError(
+            f"{path} lacks one of {' '.join(SPECIAL_TOKENS)}: it is no vocabulary of BERT's kind"
+        )
+    if "" in ids or sorted(ids.values()) != list(range(len(ids))):
+        raise ValueError(f"{path}: pieces are blank, repeated, or not numbered from 0 without gaps")
+    return Tokenizer.from_str(tokenizer.to_str())
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> str:
-    """How text is treated, in words."""
+    """How text is treated before it is split into pieces."""
     rules = tokenizer.normalizer
     strips = rules.lowercase if rules.strip_accents is None else rules.strip_accents
-    words = ["text is lower-cased" if rules.lowercase else "text is cased"]
-    words += ["accents removed" if strips else "accents kept"]
-    words += [] if rules.handle_chinese_chars else ["Chinese characters not split"]
-    return ", ".join(words)
+    case = "lower-cased" if rules.lowercase else "cased"
+    return f"text is {case}, accents are {'removed' if strips else 'kept'}"
 
 
 def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether two tokenizers give every text the same ids."""
+    """Whether two tokenizers treat text alike and give it the same ids."""
     return one.to_str() == other.to_str()
 
 
