@@ -6,12 +6,6 @@ purpose, step): runs that differ in their masking rule alone start from the same
 rows in the same order, and a resumed run needs no saved random state.
 """
 
-import os
-
-# Threads of two programs on one machine would wait for each other busily, 5 to 30 times slower than one.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's OpenMP
-os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
-
 import argparse
 import ast
 import csv
@@ -20,6 +14,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import platform
 import re
 import shlex
@@ -30,11 +25,15 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache, partial
 from itertools import groupby, islice
 from pathlib import Path
+
+# Threads that wait busily make two programs on one machine 5 to 30 times slower than one. Before torch:
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's OpenMP
+os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     # model
     add("--size", default="tiny", choices=list(bert.SIZES), help="model size")
     add("--from", dest="from_", default="", help="continue pretraining this checkpoint folder")
-    add("--init", default="offset-heads", choices=["offset-heads", "normal"], help="heads that look at")
+    add("--init", default="offset-heads", choices=["offset-heads", "normal"], help="initial weights")
     add("--dropout", type=float, default=0.0, help="dropout during pretraining")
     # optimisation
     add("--seq-len", type=int, default=128, help="tokens per row, [CLS] and [SEP] included")
@@ -101,45 +100,39 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def flag(name: str) -> str:
-    """The option of an attribute: batch_size is --batch-size, and from_ is --from."""
-    return "--" + name.strip("_").replace("_", "-")
-
-
 def check(o, parser, world: int):
     """Fill in the default learning rate; raise ValueError for options that cannot work together."""
-    least = {"steps": 1, "eval_every": 1, "batch_size": 1, "accumulate": 1, "vocab_size": 100, "seq_len": 8}
-    least |= {"max_tokens": 0, "lr": 0, "warmup": 0, "entropy_warmup": 0, "dropout": 0, "random_share": 0}
-    most = {"warmup": o.steps, "entropy_warmup": o.steps, "dropout": 0.9, "random_share": 1}
-    for name in least:
-        if not least[name] <= getattr(o, name) <= most.get(name, 2**62):
-            limits = f"at least {least[name]}" + (f" and at most {most[name]}" if name in most else "")
-            raise ValueError(f"{flag(name)} {getattr(o, name)} must be {limits}")
-    if not o.select_temperature > 0:
-        raise ValueError(f"--select-temperature {o.select_temperature} must be above 0")
-    masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)  # raises for a bad ratio or number
+    if min(o.steps, o.eval_every, o.batch_size, o.accumulate) < 1 or o.seq_len < 8 or o.vocab_size < 100:
+        raise ValueError("--steps, --eval-every, --batch-size, --accumulate start at 1, --seq-len at 8")
     if o.batch_size % (o.accumulate * world):
         raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} pieces")
+    if max(o.warmup, o.entropy_warmup) > o.steps or min(o.warmup, o.entropy_warmup) < 0:
+        raise ValueError(f"--warmup and --entropy-warmup must be from 0 to --steps {o.steps}")
+    if not (0 <= o.random_share <= 1 and 0 <= o.dropout < 1 and o.select_temperature > 0 and o.lr >= 0):
+        raise ValueError("--random-share and --dropout are shares, --select-temperature and --lr positive")
+    masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)  # raises for a bad ratio or number
 
-    given = [name for name, value in vars(o).items() if value != parser.get_default(name)]
-    by_entropy = {"reading", "select", "select_temperature", "random_share", "candidates", "entropy_warmup"}
-    for name in given:
-        if o.masking == "random" and name in by_entropy:
-            raise ValueError(f"{flag(name)} has no effect with --masking random: leave one of them out")
-        if o.from_ and name in ("vocab", "vocab_size", "size", "init", "cased"):
-            raise ValueError(f"{flag(name)} has no effect with --from: leave one of them out")
+    unused = {"masking": "reading select select_temperature random_share candidates entropy_warmup"}
+    if o.masking != "random":
+        unused = {}
+    if o.from_:
+        unused["from"] = "vocab vocab_size size init cased"
+    for cause, names in unused.items():
+        for name in names.split():
+            if getattr(o, name) != parser.get_default(name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} has no effect with this --{cause}: leave it out"
+                )
     if o.masking != "random" and o.select == "random":
         raise ValueError("--select random reads entropies for nothing: say --masking random")
-    if o.masking == "teacher" and not o.teacher:
-        raise ValueError("--masking teacher needs --teacher FOLDER")
-    if o.masking != "self" and o.reading == "memory":
-        raise ValueError("--reading memory remembers a model's own entropies: it needs --masking self")
+    if o.masking == "teacher" and (o.reading == "memory" or not o.teacher):
+        raise ValueError("--masking teacher needs --teacher FOLDER, and has no --reading memory")
     for folder in filter(None, (o.from_, o.teacher)):
         bert.BertConfig.from_folder(folder)  # raises where it is no BERT, before its tokenizer is blamed
 
-    if not o.lr and o.from_:
+    if o.lr == 0 and o.from_:
         o.lr = 5e-5  # a higher rate would undo what was learned
-    elif not o.lr:
+    elif o.lr == 0:
         o.lr = 1e-3 if o.size in ("tiny", "mini") else 5e-4
 
 
@@ -150,19 +143,17 @@ def builtin_corpus(cache) -> Path:
     """English documentation on this machine as a text file in the cache, one document per source file.
 
     Docstrings of Python, torch and numpy, read through `ast`: nothing is imported or run. Native functions
-    get theirs as an argument of a call, so every long string is looked at; kept are paragraphs that are
-    mostly words and no code.
+    get theirs as an argument, so every long string is read; kept are paragraphs of words, without code.
     """
-    versions = f"{platform.python_version()}-{torch.__version__}-{np.__version__}"
-    path = Path(cache) / f"documentation-{versions}.txt"
+    path = Path(cache) / f"documentation-{platform.python_version()}-{torch.__version__}-{np.__version__}.txt"
     if path.is_file():
         return path
-    roots = [Path(module.__file__).parent for module in (os, torch, np)]
-    sources = [(root, source) for root in roots for source in sorted(root.rglob("*.py"))]
     word = re.compile(r"(?<!\S)[(\"'`]*[A-Za-z][a-z'-]*[.,;:?!)\"'`]*(?!\S)")
     documents = []
-    for root, source in tqdm(sources, "reading documentation", leave=False, disable=None):
-        if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(source.relative_to(root).parts):
+    roots = [Path(module.__file__).parent for module in (os, torch, np)]
+    sources = [(source, source.relative_to(root)) for root in roots for source in sorted(root.rglob("*.py"))]
+    for source, name in tqdm(sources, "reading documentation", leave=False, disable=None):
+        if {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(name.parts):
             continue
         with suppress(SyntaxError, ValueError, RecursionError, OSError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -185,10 +176,8 @@ def read_lines(path):
         with opener(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 text = line.decode("utf-8").strip()
-                if "\0" in text:
-                    raise ValueError(f"{path} is no text: is it an archive, or UTF-16?")
-                if number == 1 and text.startswith('{"') and text.endswith("}"):
-                    raise ValueError(f"{path} is JSON: write its text alone, one paragraph per line")
+                if "\0" in text or (number == 1 and text.startswith('{"')):
+                    raise ValueError(f"{path} is no plain text (an archive? JSON?): write its text alone")
                 yield text
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}, line {number + 1}: no UTF-8 text ({error.reason})") from None
@@ -207,8 +196,8 @@ def read_documents(paths):
 def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     """A WordPiece tokenizer learned from files: the same pieces under the same ids every time.
 
-    The learner would number single characters, and break ties, at random: here they come as special tokens.
-    Characters: the commonest 1,000 (at most a quarter of the pieces); where these are less than 99.5% of the
+    Left alone, the learner numbers characters, and breaks ties, at random: here they come as special tokens.
+    These are the commonest 1,000 (at most a quarter of the pieces); where that is less than 99.5% of the
     text, as in Chinese, as many as are, up to half of the pieces.
     """
     learner = BertWordPieceTokenizer(lowercase=not cased)
@@ -216,9 +205,9 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     for document in read_documents(paths):
         counts.update(learner.normalize(" ".join(document)))
     frequent = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
-    limit = min(1000, size // 4)
-    covered = np.cumsum([counts[c] for c in frequent] or [0])
-    if len(frequent) > limit and covered[limit - 1] < 0.995 * covered[-1]:
+    covered = np.cumsum([counts[c] for c in frequent])
+    limit = min(1000, size // 4, len(frequent))
+    if limit and covered[limit - 1] < 0.995 * covered[-1]:
         limit = min(int(np.searchsorted(covered, 0.995 * covered[-1])) + 1, size // 2 - 5)
 
     alphabet = sorted(frequent[:limit])
@@ -227,23 +216,19 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     settings = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "special_tokens": first}
     paragraphs = (paragraph for document in read_documents(paths) for paragraph in document)
     learner.train_from_iterator(paragraphs, size, show_progress=False, **settings)
-    vocab = learner.get_vocab()
-    if len(vocab) < size:
-        print(f"the text has only {len(vocab):,} of {size:,} word pieces", flush=True)
-    return Tokenizer.from_str(BertWordPieceTokenizer(vocab, lowercase=not cased).to_str())
+    return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab(), lowercase=not cased).to_str())
 
 
-def tokenise(documents, tokenizer: Tokenizer, folder: Path) -> dict:
-    """Write two streams of token ids (int32), train.ids and held_out.ids; returns what was counted.
+def tokenise(paths, tokenizer: Tokenizer, folder: Path):
+    """Write two streams of token ids (int32) into a folder: train.ids and held_out.ids.
 
-    A document's side follows from a hash of its text. Paragraphs that differ only in case, spaces or digits
-    count as the same, and the first one wins on both sides together: none is in both. A literal "[MASK]" in a
-    text stays text. Memory grows with the number of paragraphs (a hash of each), not with their length.
+    A document's side follows from a hash of its text. A paragraph that occurred before, but for case, spaces
+    and digits, is left out, so that none is on both sides. A literal "[MASK]" in a text stays text.
     """
-    facts = {"documents": 0, "paragraphs": 0, "duplicates": 0, "characters": 0}
-    seen = set()
     tokenizer.encode_special_tokens = True
+    seen = set()
     with open(folder / "train.ids", "wb") as train, open(folder / "held_out.ids", "wb") as held_out:
+        documents = read_documents(paths)
         for document in tqdm(documents, "tokenising", unit=" documents", leave=False, disable=None):
             new = []
             for paragraph in document:
@@ -256,59 +241,43 @@ def tokenise(documents, tokenizer: Tokenizer, folder: Path) -> dict:
             side = held_out if draw < HELD_OUT else train
             for encoding in tokenizer.encode_batch_fast(new, add_special_tokens=False):
                 side.write(np.array(encoding.ids, np.int32).tobytes())
-            facts["documents"] += 1
-            facts["paragraphs"] += len(document)
-            facts["duplicates"] += len(document) - len(new)
-            facts["characters"] += sum(map(len, new))
-    return facts
 
 
-def tokenised(o, paths, tokenizer: Tokenizer | None) -> Path:
-    """The folder of the tokenised corpus in the cache; made, and a vocabulary learned, where there is none.
+def prepare_text(o):
+    """(tokenizer, training ids, held-out ids, name of the text); ids are memory-mapped, a stream per side.
 
-    It is named after the content of corpus and tokenizer, and gets its name when it is complete: what an
-    interrupted run leaves is never read.
+    Tokenised once, into a cache folder named after the content of corpus and vocabulary. It gets its name
+    when it is complete: what an interrupted run leaves is never read. Raises OSError or ValueError where
+    corpus or vocabulary is missing, damaged or too short.
     """
+    cache = Path(o.cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    paths = [Path(path) for path in o.corpus] or [builtin_corpus(cache)]
+    tokenizer = None
+    if o.from_ or o.vocab:
+        tokenizer = bert.load_tokenizer(o.from_ or o.vocab, lowercase=False if o.cased else None)
     name = hashlib.sha256((tokenizer.to_str() if tokenizer else f"learn {o.vocab_size} {o.cased}").encode())
     for path in paths:
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 name.update(block)
-    folder = Path(o.cache) / name.hexdigest()[:16]
-    if folder.is_dir():
-        return folder
+    folder = cache / name.hexdigest()[:16]
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-") as work:
+            if tokenizer is None:
+                print(f"learning a vocabulary of {o.vocab_size:,} word pieces", flush=True)
+                tokenizer = learn_vocabulary(paths, o.vocab_size, o.cased)
+            unfinished = Path(work) / "text"
+            unfinished.mkdir()
+            tokenise(paths, tokenizer, unfinished)
+            bert.save_tokenizer(tokenizer, unfinished)
+            with suppress(FileExistsError):  # another run was faster
+                unfinished.rename(folder)
 
-    with tempfile.TemporaryDirectory(dir=o.cache, prefix="unfinished-") as work:
-        if tokenizer is None:
-            print(f"learning a vocabulary of {o.vocab_size:,} word pieces", flush=True)
-            tokenizer = learn_vocabulary(paths, o.vocab_size, o.cased)
-        unfinished = Path(work) / "text"
-        unfinished.mkdir()
-        facts = tokenise(read_documents(paths), tokenizer, unfinished)
-        bert.save_tokenizer(tokenizer, unfinished)
-        bert.write_json(unfinished / "facts.json", facts)
-        with suppress(FileExistsError):  # another run was faster
-            unfinished.rename(folder)
-    return folder
-
-
-def prepare_text(o):
-    """(tokenizer, training ids, held-out ids, facts); ids are memory-mapped, one stream per side.
-
-    Raises OSError or ValueError where corpus or vocabulary is missing, damaged or too short.
-    """
-    Path(o.cache).mkdir(parents=True, exist_ok=True)
-    paths = [Path(path) for path in o.corpus] or [builtin_corpus(o.cache)]
-    tokenizer = None
-    if o.from_ or o.vocab:
-        tokenizer = bert.load_tokenizer(o.from_ or o.vocab, lowercase=False if o.cased else None)
-    folder = tokenised(o, paths, tokenizer)
-    facts = bert.read_json(folder / "facts.json") | {"key": folder.name}
     files = [folder / "train.ids", folder / "held_out.ids"]
     train, held_out = [
         np.memmap(f, np.int32, "r") if f.stat().st_size else np.empty(0, np.int32) for f in files
     ]
-
     body = o.seq_len - 2
     if min(len(train), len(held_out)) < body:  # few documents: the end of the text is held out instead
         everything = np.concatenate((train, held_out))
@@ -317,9 +286,9 @@ def prepare_text(o):
         held_out = everything[cut:]
     train = train[: o.max_tokens or None]
     if len(train) < body:
-        left_out = f"{facts['duplicates']:,} of {facts['paragraphs']:,} paragraphs were duplicates"
-        raise ValueError(f"{paths[0]}: {len(train)} tokens are too few for rows of {o.seq_len} ({left_out})")
-    return bert.load_tokenizer(folder), train, held_out, facts
+        few = f"{len(train)} tokens are too few for rows of {o.seq_len}"
+        raise ValueError(f"{paths[0]}: {few} (a paragraph that occurs again is left out)")
+    return bert.load_tokenizer(folder), train, held_out, folder.name
 
 
 # ---- rows ----
@@ -362,10 +331,7 @@ def draw_exam(held_out_ids: np.ndarray, seq_len: int, cls: int, sep: int, mask: 
 
 
 def examine(model, exam) -> tuple[float, float]:
-    """Held-out loss (nats per token) and accuracy: the yardstick that all masking rules share.
-
-    model: any masked LM that `masking.visible_entropy` can read. exam: what `draw_exam` returns.
-    """
+    """Held-out loss (nats per token) and accuracy of any masked LM: the yardstick of all masking rules."""
     device = next(model.parameters()).device
     sums = torch.zeros(2, device=device)
     with masking.evaluating(model):
@@ -420,12 +386,11 @@ class MaskedLoss(torch.autograd.Function):
             results.append(torch.cat((loss, guess == label, entropy), -1))
             slope.copy_(e.mul_(counted / total).scatter_add_(-1, word, -counted.to(e.dtype)))
         loss, right, entropy = torch.cat(results).T
-        loss = loss.sum()
         right = right.sum()
         entropy = entropy.reshape(labels.shape)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(right, entropy)
-        return loss, right, entropy
+        return loss.sum(), right, entropy
 
     @staticmethod
     def backward(ctx, scale, *_):
@@ -440,8 +405,7 @@ def as_steps(value: float, steps: int) -> int:
 def learning_rate(step: int, steps: int, warmup: int, highest: float) -> float:
     """highest min((s + 1) / warmup, (steps - s) / (steps - warmup)) at step s = 0, 1, ... (BERT, A.2).
 
-    Up, then down: the first step already learns, and 0 would be reached at step `steps`. Without a warm-up
-    it starts at the top; where all is warm-up it only rises.
+    Up, then down: the first step already learns, and 0 would be reached at step `steps`.
     """
     return highest * min((step + 1) / max(1, warmup), (steps - step) / max(1, steps - warmup))
 
@@ -457,8 +421,8 @@ def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.
 def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     """Resolve "auto": a GPU if there is one; bfloat16 where the hardware multiplies it.
 
-    Where it does not, float16 on a GPU (T4, V100) and float32 elsewhere. On a GPU the products that stay
-    float32 are allowed to round their factors to TF32 (10 bits). Raises ValueError for an unusable device.
+    Where it does not: float16 on a GPU (T4, V100), else float32. On a GPU products that stay float32 may
+    round their factors to TF32 (10 bits). Raises ValueError for a device that cannot be used.
     """
     if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -472,7 +436,7 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         torch.set_float32_matmul_precision("high")
         best = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     elif device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
-        best = "bfloat16"  # other processors imitate it, slower than float32; not every version can say
+        best = "bfloat16"  # other processors imitate it, slower than float32
     return device, getattr(torch, best if dtype == "auto" else dtype)
 
 
@@ -488,23 +452,12 @@ def keep_freed_ram():
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
-@contextmanager
-def process_0_first():
-    """Under torchrun: process 0 does what is inside first, and the others find it done."""
-    if dist.is_initialized() and dist.get_rank() > 0:
-        dist.barrier()
-    yield
-    if dist.is_initialized() and dist.get_rank() == 0:
-        dist.barrier()
-
-
 # ---- one run ----
 
 
 class Pretraining:
     """Text, model, optimiser, and what was measured so far. distill.py overrides the three hooks below."""
 
-    columns = ("loss", "accuracy")  # what `loss` measures
     extra_columns: dict = {}  # figures that stand beside the held-out score in every line of the log
 
     def __init__(self, o):
@@ -515,9 +468,6 @@ class Pretraining:
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.dtype = pick_hardware(o.device, o.dtype)
-        if self.world > 1:
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(days=1))  # the others wait while one tokenises
         # Matrix products in the chosen dtype; weights, softmax, LayerNorm and loss stay float32.
         mixed = self.dtype != torch.float32
         self.autocast = partial(torch.autocast, self.device.type, self.dtype, enabled=mixed)
@@ -528,8 +478,13 @@ class Pretraining:
         first = self.rank * o.accumulate
         self.slices = [slice(i * size, (i + 1) * size) for i in range(first, first + o.accumulate)]
 
-        with process_0_first():
-            self.tokenizer, self.train_ids, self.held_out_ids, self.facts = prepare_text(o)
+        if self.world > 1:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(days=1))
+            if self.rank == 0:
+                prepare_text(o)
+            dist.barrier()  # the others find it done
+        self.tokenizer, self.train_ids, self.held_out_ids, self.text_key = prepare_text(o)
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
         self.pieces = sorted(self.vocab, key=self.vocab.get)
@@ -616,10 +571,10 @@ class Pretraining:
         for rows in self.slices:
             with self.autocast():
                 if candidates is None:
-                    entropy[rows] = masking.visible_entropy(source, ids[rows])
+                    read = masking.visible_entropy(source, ids[rows])
                 else:
-                    found = masking.blank_entropy(source, ids[rows], candidates[rows], self.mask, width)
-                    entropy[rows] = found
+                    read = masking.blank_entropy(source, ids[rows], candidates[rows], self.mask, width)
+            entropy[rows] = read
         return self.sum_over_processes(entropy)
 
     # -- one step --
@@ -627,35 +582,34 @@ class Pretraining:
     def update(self):
         """One step: rows, masks, loss, gradient, new weights. Nothing here waits for a GPU."""
         o = self.o
-
-        # Rows and masks are functions of (seed, step), so that a resumed run sees the same ones. The masks
-        # are the only thing in which the arms of an experiment differ.
         rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
+        torch.manual_seed(seed_for(o.seed, "dropout", self.step) + self.rank)
+
+        # Rows and masks are functions of (seed, step), so that a resumed run sees the same ones. Where the
+        # masks are is all in which the arms of an experiment differ.
         index = rows_of_step(o, self.step, self.row_count)
         ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep))
         selected = self.choose(ids, index, rng)
+        vocab_size = len(self.vocab)
         corrupted, labels = masking.corrupt(
-            ids, selected, self.mask, len(self.vocab), self.special, o.corruption, rng
+            ids, selected, self.mask, vocab_size, self.special, o.corruption, rng
         )
         places = masking.as_places(selected, self.masks_per_row)  # [B, k]: the head runs at these alone
         labels = labels.gather(1, places)
         masked = labels != IGNORE
 
-        # The gradient of the mean over all masked tokens of the step, a slice of rows at a time: dividing by
-        # each slice's own number instead would weigh slices of unequal size alike.
+        # The gradient of the mean over all masked tokens of the step, a slice of rows at a time.
         count = masked.sum().clamp_min(1)
         entropy = torch.zeros(places.shape, device=self.device)
-        torch.manual_seed(seed_for(o.seed, "dropout", self.step) + self.rank)
         for rows in self.slices:
             loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
             self.scaler.scale(loss / count).backward()
-            sums["masks"] = masked[rows].sum()
-            for name, value in sums.items():
+            for name, value in {**sums, "masks": masked[rows].sum()}.items():
                 self.sums[name] = self.sums.get(name, 0) + value
         for parameter in self.model.parameters():
             self.sum_over_processes(parameter.grad)  # the gradient of a sum is the sum of gradients
 
-        # New weights.
+        # New weights, from a gradient of length 1 at most: a rare large one would undo much.
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
@@ -665,9 +619,8 @@ class Pretraining:
         self.optimizer.zero_grad()
 
         # What the log and the memory keep of this step.
-        counts = torch.zeros_like(self.counts).index_add_(
-            0, labels.clamp_min(0).flatten(), masked.float().flatten()
-        )
+        counts = torch.zeros_like(self.counts)
+        counts.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
         self.counts += counts
         self.distinct += (counts > 0).sum()
         if self.memory:
@@ -681,40 +634,29 @@ class Pretraining:
         o = self.o
         eligible = self.eligible(ids)
         word_start = ~self.continues[ids] if o.whole_word else None
+        rule = o.select
+        share = o.random_share
+        entropy = candidates = None
         if o.masking == "random" or self.step < self.random_steps:
-            return masking.select_positions(
-                "random", eligible, o.mask_ratio, generator=rng, word_start=word_start
-            )
-
-        candidates = None
-        known = torch.zeros_like(eligible)
-        if o.reading == "memory":
+            rule = "random"
+            share = 0.0
+        elif self.memory:
             entropy, known = self.memory.read(self.send(index))
-        elif o.reading == "blank":
-            candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, word_start)
-            entropy = self.entropies(ids, index, candidates)
         else:
-            entropy = self.entropies(ids, index, None)
-
+            if o.reading == "blank":
+                candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, word_start)
+            entropy = self.entropies(ids, index, candidates)
         selected = masking.select_positions(
-            o.select,
-            eligible,
-            o.mask_ratio,
-            entropy,
-            candidates,
-            o.select_temperature,
-            rng,
-            o.random_share,
-            word_start,
+            rule, eligible, o.mask_ratio, entropy, candidates, o.select_temperature, rng, share, word_start
         )
-        self.remembered += (selected & known).sum()
+        if self.memory and entropy is not None:
+            self.remembered += (selected & known).sum()
         return selected
 
     def send(self, array) -> torch.Tensor:
         """To the device; from pinned memory, so that nobody waits for a GPU that is still at work."""
         tensor = torch.as_tensor(array)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
+        tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
         return tensor.to(self.device, non_blocking=True)
 
     def sum_over_processes(self, tensor) -> torch.Tensor:
@@ -731,94 +673,64 @@ class Pretraining:
 
     def means(self) -> dict:
         """What `loss` measures, per masked token since the last evaluation. This waits for the device."""
-        if not self.sums:
-            return dict.fromkeys(self.columns)
         sums = torch.stack([value.float() for value in self.sums.values()])
         *values, masks = self.sum_over_processes(sums).tolist()
-        return {name: value / max(1, masks) for name, value in zip(self.columns, values, strict=True)}
+        return {name: value / masks for name, value in zip(self.sums, values, strict=False)}
+
+    def refuse_divergence(self, loss: float):
+        """Raise ValueError where a loss is not finite, or beyond any guessing."""
+        start = self.log[0]["held_out_loss"] if self.log else 0.0
+        worst = max(3 * np.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
+        if not loss < worst or self.scaler.get_scale() < 1:  # NaN is not below anything
+            kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
+            what = f"loss {loss:.3g}, scale of gradients {self.scaler.get_scale():g}"
+            cure = "start anew with a lower --lr or --dtype float32"
+            raise ValueError(f"the run diverged at step {self.step} ({what}; {kept}): {cure}")
 
     def mask_figures(self) -> dict:
         """What was masked since the last evaluation; the entropy (nats) is that of the last step's masks."""
-        names = ("masked_entropy", "masked_per_row", "distinct_ids", "commonest_share", "remembered_share")
-        steps = self.step - self.counted_from
-        if steps == 0:
-            return dict.fromkeys(names)
         ids, selected = [part[self.slices[0]] for part in self.last]
-        with self.autocast(), torch.compiler.set_stance("force_eager"):
-            entropy = masking.blank_entropy(self.model, ids, selected, self.mask)
-        masks = self.counts.sum()
-        figures = (
-            entropy.sum() / selected.sum(),
-            masks / (steps * self.o.batch_size),
-            self.distinct / steps,
-            self.counts.max() / masks,
-            self.remembered / masks,
-        )
-        return dict(zip(names, torch.stack(figures).tolist(), strict=True))
-
-    def refuse_divergence(self, means: dict, held_out: float = 0.0):
-        """Raise ValueError where a figure is not finite, or the held-out loss is beyond any guessing."""
-        figures = [value for value in (*means.values(), held_out) if value is not None]
-        start = self.log[0]["held_out_loss"] if self.log else 0.0
-        worst = max(3 * np.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
-        overflow = self.scaler.get_scale() < 1
-        if np.isfinite(figures).all() and held_out < worst and not overflow:
-            return
-        what = "is beyond what float16 holds" if overflow else "diverged or not finite"
-        kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
-        cure = "start anew with a lower --lr or --dtype float32"
-        raise ValueError(f"loss {what} at step {self.step} ({kept}); {cure}")
+        entropy = masking.blank_entropy(self.model, ids, selected, self.mask)
+        steps = self.step - self.counted_from
+        masks = self.counts.sum().item()
+        return {
+            "masked_entropy": (entropy.sum() / selected.sum()).item(),
+            "masked_per_row": masks / (steps * self.o.batch_size),
+            "distinct_ids": self.distinct.item() / steps,
+            "commonest_share": self.counts.max().item() / masks,
+            "remembered_share": self.remembered.item() / masks,
+        }
 
     def report(self, speed: float = 0.0):
         """Evaluate, add a line to the log, save. speed: tokens per second since the last evaluation."""
-        o = self.o
-        means = self.means()
+        line = {"step": self.step, "tokens": self.step * self.o.batch_size * self.o.seq_len}
         with self.autocast(), torch.compiler.set_stance("force_eager"):  # other shapes: do not compile anew
             loss, accuracy = examine(self.model, self.exam)
-        self.refuse_divergence(means, loss)
+            if self.sums:  # before the first step there are none
+                line |= self.means() | self.mask_figures()
+        self.refuse_divergence(loss)
 
         plateau = loss > self.floor - PLATEAU and all(line["on_plateau"] for line in self.log)
-        line = {"step": self.step, "tokens": self.step * o.batch_size * o.seq_len, **means}
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "on_plateau": int(plateau)}
-        line |= {**self.mask_figures(), "lr": self.lr(), "seconds": round(self.seconds, 2)}
-        line |= {**self.extra_columns, "tokens_per_second": round(speed)}
-        self.log.append(line)
+        line |= {"lr": self.lr(), "seconds": round(self.seconds, 2), **self.extra_columns}
+        self.log.append(line | {"tokens_per_second": round(speed)})
         if self.rank == 0:
-            self.announce(line)
+            where = "on the plateau" if plateau else f"{loss - self.floor:+.2f} from the floor"
+            tqdm.write(f"step {self.step:,}: held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}")
+            above = loss - min(line["held_out_loss"] for line in self.log)
+            common = (
+                line.get("commonest_share", 0) if self.counts.sum() >= 1000 else 0
+            )  # few masks say little
+            if above > 0.3 or common > 2.5 * self.unigram.max():
+                what = f"held-out loss {above:.2f} above its best, commonest word {common:.1%} of the masks"
+                tqdm.write(f"WARNING: {what}; see README, When masks collapse")
             self.save()
         self.start_counting()
-
-    def announce(self, line: dict):
-        """Print an evaluation; warn where the masks collapse."""
-        loss = line["held_out_loss"]
-        where = "on the plateau" if line["on_plateau"] else f"{loss - self.floor:+.2f} from the floor"
-        text = f"held-out loss {loss:.3f} ({where}), accuracy {line['held_out_accuracy']:.3f}"
-        for name, value in self.extra_columns.items():
-            text += f", {name.replace('_', ' ')} {value:.3f}"
-        if self.step > self.counted_from:
-            text += f"; masked entropy {line['masked_entropy']:.2f}, {line['distinct_ids']:.0f} ids per step"
-            text += f", commonest {line['commonest_share']:.1%}"
-        tqdm.write(f"step {self.step:,}: {text}")
-
-        above = loss - min(line["held_out_loss"] for line in self.log)
-        enough = self.counts.sum() >= 1000  # masks: fewer say little
-        if above > 0.3:
-            tqdm.write(
-                f"WARNING: held-out loss is {above:.2f} above its best; see README, When masks collapse"
-            )
-        elif enough and line["commonest_share"] > 2.5 * self.unigram.max():
-            share = f"{line['commonest_share']:.1%}"
-            tqdm.write(f"WARNING: one word is {share} of the masks; see README, When masks collapse")
 
     def save(self):
         """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), the model folder and the log."""
         out = Path(self.o.out)
-        state = {
-            "options": vars(self.o),
-            "text": self.facts["key"],
-            "step": self.step,
-            "seconds": self.seconds,
-        }
+        state = {"options": vars(self.o), "text": self.text_key, "step": self.step, "seconds": self.seconds}
         state |= {
             "log": self.log,
             "weights": self.model.state_dict(),
@@ -830,14 +742,14 @@ class Pretraining:
         bert.atomic_write(out / "checkpoint.pt", lambda file: torch.save(state, file))
         self.model.save_pretrained(out, self.tokenizer)
         table = io.StringIO()
-        writer = csv.DictWriter(table, list(self.log[0]))
+        writer = csv.DictWriter(table, list(self.log[-1]))
         writer.writeheader()
         writer.writerows(self.log)
         bert.atomic_write(out / "log.csv", lambda file: file.write(table.getvalue().encode()))
 
     def load(self, state: dict):
         """Continue where a checkpoint stopped. Raises ValueError where it is of another text."""
-        if state["text"] != self.facts["key"]:
+        if state["text"] != self.text_key:
             raise ValueError(f"{self.o.out} began with another text: put it back, or start anew")
         self.step = state["step"]
         self.seconds = state["seconds"]
@@ -851,7 +763,7 @@ class Pretraining:
         self.start_counting()
 
 
-# ---- the program: start reading here ----
+# ---- the program ----
 
 
 def train(run: Pretraining):
@@ -868,7 +780,7 @@ def train(run: Pretraining):
             evaluate = run.step % o.eval_every == 0 or run.step == o.steps
             if evaluate or run.step % 20 == 0:  # not every step: reading a number waits for the GPU
                 means = run.means()
-                run.refuse_divergence(means)
+                run.refuse_divergence(means["loss"])
                 seconds = time.perf_counter() - mark
                 speed = (run.step - marked) * o.batch_size * o.seq_len / seconds
                 shown = {name: f"{value:.3f}" for name, value in means.items()}
@@ -883,81 +795,56 @@ def train(run: Pretraining):
 def describe(run: Pretraining):
     """Print what a run is before it starts, and write it to args.json."""
     o = run.o
-    facts = run.facts
     commit = ""
     with suppress(OSError):  # git is not installed
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    hardware = {"device": str(run.device), "name": hardware_name(run.device)}
-    hardware |= {"cpus": os.cpu_count(), "processes": run.world}
+    hardware = {"device": hardware_name(run.device), "cpus": os.cpu_count(), "processes": run.world}
     record = {"command": " ".join(sys.argv), "options": vars(o), "versions": versions, "hardware": hardware}
-    record |= {"git_commit": commit, "text": facts, "unigram_floor": run.floor}
+    record |= {"git_commit": commit, "text": run.text_key, "unigram_floor": run.floor}
     bert.write_json(Path(o.out) / "args.json", record)
 
-    parts = (run.model, run.model.bert.embeddings, run.model.bert.encoder)
-    sizes = [sum(p.numel() for p in part.parameters()) for part in parts]
-    source = ", ".join(o.corpus) or "documentation on this machine"
-    epochs = o.steps * o.batch_size / run.row_count
-    chosen = f", {o.select} of {o.reading} entropy after {run.random_steps:,} random steps"
-    if o.masking == "random":
-        chosen = ""
+    size = sum(p.numel() for p in run.model.parameters())
+    masks = f"{o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens per row"
+    if o.masking != "random":
+        masks += f", {o.select} of {o.reading} entropy after {run.random_steps:,} random steps"
     print(f"""\
-model   {o.from_ or o.size}: {sizes[0]:,} parameters ({sizes[1]:,} embeddings, {sizes[2]:,} encoder)
-text    {source}, {facts["characters"] / 1e6:.1f} million characters
-        ({facts["duplicates"]:,} of {facts["paragraphs"]:,} paragraphs are duplicates, left out)
-tokens  {len(run.train_ids):,} to learn, {len(run.held_out_ids):,} held out; {len(run.vocab):,} word pieces;
-        {bert.describe_tokenizer(run.tokenizer)}, {run.unknown:.1%} [UNK]
-steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens, {epochs:.1f} epochs, learning rate {o.lr:g}
-masks   {o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens per row, {o.corruption}{chosen}
-device  {hardware_name(run.device)}, {str(run.dtype)[6:]}
-floor   {run.floor:.3f} nats per token: the held-out loss of a model that knows only word frequencies; a run
-        has left the unigram plateau when it is {PLATEAU} below""")
+model   {o.from_ or o.size}: {size:,} parameters; {hardware_name(run.device)}, {str(run.dtype)[6:]}
+text    {len(run.train_ids):,} tokens, {len(run.held_out_ids):,} held out, {run.unknown:.1%} [UNK]
+words   {len(run.vocab):,} pieces; {bert.describe_tokenizer(run.tokenizer)}
+steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}
+masks   {masks}
+floor   {run.floor:.3f} nats per token: the held-out loss of a model that knows only word frequencies""")
     if run.unknown > 0.02:
-        cure = "leave --vocab out, or use a vocabulary of this text's script"
-        print(f"WARNING: {run.unknown:.1%} of the text is [UNK], pieces that the vocabulary lacks: {cure}")
+        print("WARNING: [UNK] stands for what the vocabulary lacks: leave --vocab out, or use another one")
     if run.device.type == "cuda" and o.batch_size * o.seq_len < 2**14:
         print("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
 
 
-def guesses(run: Pretraining):
-    """Three held-out pieces with one token hidden: (text with the model's three best guesses, the truth)."""
-    size = min(run.o.seq_len, 14)
-    index = np.linspace(0, len(run.held_out_ids) // (size - 2) - 1, 5).astype(int)[1:4]
-    ids = take_rows(run.held_out_ids, index, size, run.cls, run.sep).to(run.device)
-    place = torch.full((3, 1), size // 2, device=run.device)
-    with masking.evaluating(run.model), torch.compiler.set_stance("force_eager"):
-        logits = run.model(ids.scatter(1, place, run.mask), positions=place)[:, 0]
-    for row, best in zip(ids.tolist(), logits.topk(3).indices.tolist(), strict=True):
-        pieces = [run.pieces[i] for i in row[1:-1]]
-        truth = pieces[size // 2 - 1]
-        pieces[size // 2 - 1] = f"[{' | '.join(run.pieces[i] for i in best)}]"
-        yield " ".join(pieces).replace(" ##", ""), truth
-
-
 def conclude(run: Pretraining):
-    """Print what a run found, and what to type next."""
+    """Print what a run found, some guesses on held-out text, and what to type next."""
     losses = [line["held_out_loss"] for line in run.log]
-    best = min(run.log, key=lambda line: line["held_out_loss"])
-    below = f"{run.floor - best['held_out_loss']:.2f} nats below the unigram floor"
-    accuracy = f"accuracy {best['held_out_accuracy']:.3f} at step {best['step']:,}"
-    print(f"best    held-out loss {best['held_out_loss']:.3f}, {below}, {accuracy}")
-
-    shown = [losses[i] for i in np.linspace(0, len(losses) - 1, min(len(losses), 40)).astype(int)]
-    scale = 7 / max(1e-9, max(shown) - min(shown))
-    bars = "".join("▁▂▃▄▅▆▇█"[round(scale * (loss - min(shown)))] for loss in shown)
+    lowest = min(losses)
+    print(f"best    held-out loss {lowest:.3f}, {run.floor - lowest:.2f} nats below the floor")
+    height = max(losses) - lowest or 1
+    bars = "".join("▁▂▃▄▅▆▇█"[round(7 * (loss - lowest) / height)] for loss in losses)
     print(f"curve   {losses[0]:.2f} {bars} {losses[-1]:.2f}")
 
-    left = next((line for line in run.log if not line["on_plateau"]), None)
-    if left is None:
-        print("plateau never left: see README, My loss is stuck")
-    elif left["step"] > 0:
-        print(f"plateau left by step {left['step']:,}, {left['seconds']:.0f} s")
+    left = [line["step"] for line in run.log if not line["on_plateau"]]
+    print(f"plateau left by step {left[0]:,}" if left else "plateau never left: see README, My loss is stuck")
 
-    title = "guesses"
-    for text, truth in guesses(run):
-        print(f"{title} ... {text} ...  (hidden: {truth})")
-        title = "       "
+    size = min(run.o.seq_len, 16)  # of three held-out rows, with the token in their middle hidden
+    index = np.linspace(0, len(run.held_out_ids) // (size - 2) - 1, 5).astype(int)[1:4]
+    rows = take_rows(run.held_out_ids, index, size, run.cls, run.sep).to(run.device)
+    middle = torch.full((3, 1), size // 2, device=run.device)
+    with masking.evaluating(run.model), torch.compiler.set_stance("force_eager"):
+        guesses = run.model(rows.scatter(1, middle, run.mask), positions=middle)[:, 0].topk(3).indices
+    for row, best in zip(rows.tolist(), guesses.tolist(), strict=True):
+        pieces = [run.pieces[i] for i in row]
+        pieces[size // 2] += "=" + "|".join(run.pieces[i] for i in best) + "?"
+        print("guess   " + " ".join(pieces[1:-1]).replace(" ##", ""))
+
     out = shlex.quote(str(run.o.out))
     print(f"files   in {out}: model, tokenizer, log.csv, args.json, checkpoint.pt")
     print(f'next    python masking.py --model {out} --text "The cat sat on the mat, for it was tired."')
@@ -974,39 +861,36 @@ def read_checkpoint(out: Path) -> dict:
     raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
 
 
-def resumed_options(parser, argv, state: dict, out: Path):
-    """The options that a run began with. Raises ValueError where the command line gives others."""
-    known = set(vars(parser.parse_args([])))
-    if set(state["options"]) != known:
+def resumed_options(parser, argv, began: dict, out: Path):
+    """The options a run began with. Raises ValueError where the command line gives others."""
+    if set(began) != set(vars(parser.parse_args([]))):
         raise ValueError(f"the checkpoint in {out} is of another program: start anew with another --out")
-    parser.set_defaults(**state["options"])
+    parser.set_defaults(**began)
     o = parser.parse_args(argv)
-    for name in sorted(known - {"out", "resume", "cache", "device"}):
-        began = state["options"][name]
-        if getattr(o, name) != began:
-            given = f"{flag(name)} {began}, not {getattr(o, name)}"
-            raise ValueError(f"{out} was made with {given}; leave it out to resume")
+    for name in sorted(set(began) - {"out", "resume", "cache", "device"}):
+        if getattr(o, name) != began[name]:
+            what = f"--{name.strip('_').replace('_', '-')} {began[name]}, not {getattr(o, name)}"
+            raise ValueError(f"{out} was made with {what}; leave it out to resume")
     return o
 
 
 def main(parser, kind=Pretraining, argv=None):
     """A whole program: options, a new or a resumed run; what can be foreseen ends in one sentence."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+    with suppress(AttributeError):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
     o = parser.parse_args(argv)
     out = Path(o.out)
-    state = None
     keep_freed_ram()
     try:
         if o.resume:
             state = read_checkpoint(out)
-            o = resumed_options(parser, argv, state, out)
+            o = resumed_options(parser, argv, state["options"], out)
         elif any(out.glob("checkpoint*.pt")) or (out / "model.safetensors").exists():
             raise ValueError(f"{out} holds a run or a model already: add --resume, or choose another --out")
         check(o, parser, int(os.environ.get("WORLD_SIZE", 1)))
         out.mkdir(parents=True, exist_ok=True)
         run = kind(o)
-        if state:
+        if o.resume:
             run.load(state)
         if run.rank == 0:
             describe(run)
@@ -1014,8 +898,7 @@ def main(parser, kind=Pretraining, argv=None):
         if run.rank == 0:
             run.save()  # a run that was killed at its end may lack files
             conclude(run)
-        if dist.is_initialized():
-            dist.barrier()  # nobody leaves while another one still writes
+        run.sum_over_processes(torch.zeros(1, device=run.device))  # nobody leaves while another still writes
         return run
     except KeyboardInterrupt:
         again = f"python {sys.argv[0]} --resume --out {shlex.quote(str(out))}"
