@@ -1,60 +1,91 @@
-"""Variants of `--reading memory`, a few lines each: `python tests/memory_variants.py --help`.
+"""Variants of `--reading memory`, a few lines each: `python tests/lab/memory_variants.py --help`.
 
-Options, text and everything else are train.py's. What the variants bring is in the README.
+Options, text and everything else are train.py's. What the variants bring is in README.md in this folder.
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import train  # isort: skip (first: it sets how threads wait, before torch is imported)
+
+import torch  # noqa: E402
 
 import masking  # noqa: E402
-import train  # noqa: E402
-from train import option  # noqa: E402
 
 
-@dataclass
-class Options(train.Options):
+def make_parser():
     """train.py's options, and the variants."""
-
-    reading: str = option("memory", "this program is about memory alone", choices=["memory"])
-    forget: float = option(0.0, "how far entropies go back to the mean before each use", (0, 1))
-    smooth: float = option(0.0, "weight of what was remembered in what is remembered next", (0, 1))
-    read_seen: bool = option(False, "also remember how unsure the model is of tokens that it sees")
-    out: str = option("runs/memory", "folder for the model, its checkpoints, log.csv and args.json")
+    parser = train.make_parser(__doc__.splitlines()[0])
+    parser.set_defaults(reading="memory", out="runs/memory")
+    add = parser.add_argument
+    add("--entropy-every", type=int, default=0, help="read real blanks in every n-th epoch; 0: never")
+    add(
+        "--forget", type=float, default=0.0, help="how far entropies move to the mean before each use, 0 to 1"
+    )
+    add("--smooth", type=float, default=0.0, help="weight of the old reading in what is remembered, 0 to 1")
+    add("--read-seen", action="store_true", help="also remember how unsure the model is of tokens it sees")
+    return parser
 
 
 class Variant(train.Pretraining):
     """A pretraining run whose memory changes in other ways."""
 
+    def __init__(self, o):
+        if o.reading != "memory":
+            raise ValueError("this program is about --reading memory alone: leave --reading out")
+        if o.entropy_every < 0 or not (0 <= o.forget <= 1 and 0 <= o.smooth <= 1):
+            raise ValueError("--entropy-every must be 0 or more, --forget and --smooth from 0 to 1")
+        super().__init__(o)
+
+    def choose(self, ids, index, rng) -> torch.Tensor:
+        """As in train.py, but in every n-th epoch by the entropies of real blanks."""
+        o = self.o
+        epoch = self.step * o.batch_size // self.row_count
+        reads_blanks = o.entropy_every > 0 and epoch % o.entropy_every == 0
+        if self.step < self.random_steps or not reads_blanks:
+            return super().choose(ids, index, rng)
+
+        eligible = self.eligible(ids)
+        word_start = ~self.continues[ids] if o.whole_word else None
+        candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, word_start)
+        entropy = self.entropies(ids, index, candidates)
+        return masking.select_positions(
+            o.select,
+            eligible,
+            o.mask_ratio,
+            entropy,
+            candidates,
+            o.select_temperature,
+            rng,
+            o.random_share,
+            word_start,
+        )
+
     def update(self):
-        """One step; before and after it, the rows that it reads change in the memory [rows, T], nats."""
-        o, index = self.o, self.send(train.rows_of_step(self.o, self.step, self.row_count))
-        old = self.memory[index].lerp(self.mean_entropy.half(), o.forget)  # [B, T]; NaN, never read, stays
-        self.memory[index] = old
+        """One step; before and after it, what is remembered [rows, T] (nats) of its rows changes."""
+        o = self.o
+        index = self.send(train.rows_of_step(o, self.step, self.row_count))
+        memory = self.memory
+
+        # --forget; NaN, never read, stays NaN
+        old = memory.values[index].lerp(memory.mean.half(), o.forget)
+        memory.values[index] = old
         super().update()
-        new = self.memory[index]
-        new = torch.where(old.isnan(), new, new.lerp(old, o.smooth))  # alike where nothing new was read
+        new = memory.values[index]
+
+        # --smooth: old and new are alike where nothing new was read
+        new = torch.where(old.isnan(), new, new.lerp(old, o.smooth))
+
         if o.read_seen:
-            ids, places, masked = self.last  # as corrupted in this step
-            with self.autocast():  # a pass of its own, to keep this short; the step has made one
-                seen = masking.sequence_entropy(self.model, ids)
-            hidden = torch.zeros_like(ids).scatter(1, places, masked.long()) > 0
-            new = torch.where(hidden, new, seen.half())
-        self.memory[index] = new
-
-    def work(self) -> float:
-        """As in train.py, and the head at the tokens that are seen; not the pass that `update` adds."""
-        return super().work() + self.o.read_seen * seen_flops(self.model.config, self.o.mask_ratio)
-
-
-def seen_flops(config, mask_ratio: float) -> float:
-    """Operations a token of the vocabulary head at every token that is not masked."""
-    return train.forward_flops(config, 0, 1 - mask_ratio) - train.forward_flops(config, 0, 0)
+            # A forward pass of its own, to keep this short: the step has made the same one.
+            corrupted, selected = self.last
+            with self.autocast():
+                seen = masking.visible_entropy(self.model, corrupted)
+            new = torch.where(selected, new, seen.half())
+        memory.values[index] = new
 
 
 if __name__ == "__main__":
-    train.launch(Options, Variant, __doc__.splitlines()[0])
+    train.main(make_parser(), Variant)

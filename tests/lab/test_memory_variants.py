@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import memory_variants
 import pytest
 import torch
+from conftest import SMALL
 
-import train
+import masking
+import train as program
 
 NAN = float("nan")
 
@@ -14,26 +16,29 @@ NAN = float("nan")
 def memory_after_a_step(monkeypatch, **settings):
     """Row 0 of the memory, 5, never, 1, never, after a step that read 3 nats at places 0 and 1."""
     run = object.__new__(memory_variants.Variant)
-    run.o = memory_variants.Options(batch_size=1, **settings)
-    run.step, run.row_count, run.device = 0, 1, torch.device("cpu")
-    run.memory = torch.tensor([[5, NAN, 1, NAN]], dtype=torch.float16)
-    run.mean_entropy = torch.tensor(2.0)
+    run.o = SimpleNamespace(**{"seed": 0, "batch_size": 1, "forget": 0.0, "smooth": 0.0, "read_seen": False})
+    vars(run.o).update(settings)
+    run.step = 0
+    run.row_count = 1
+    run.device = torch.device("cpu")
+    run.memory = masking.EntropyMemory(1, 4, run.device)
+    run.memory.values = torch.tensor([[5, NAN, 1, NAN]], dtype=torch.float16)
+    run.memory.mean = torch.tensor(2.0)
 
     def update(self):
-        self.memory[0, :2] = 3
-        places, masked = torch.tensor([[0, 1, 2]]), torch.tensor([[1.0, 1.0, 0.0]])
-        self.last = (torch.zeros(1, 4, dtype=torch.long), places, masked)
+        self.memory.values[0, :2] = 3
+        self.last = (torch.zeros(1, 4, dtype=torch.long), torch.tensor([[True, True, False, False]]))
 
-    monkeypatch.setattr(train.Pretraining, "update", update)
+    monkeypatch.setattr(program.Pretraining, "update", update)
     run.update()
-    return run.memory[0].tolist()
+    return run.memory.values[0].tolist()
 
 
 def test_without_a_variant_memory_keeps_what_was_read_last(monkeypatch):
     assert memory_after_a_step(monkeypatch) == pytest.approx([3, 3, 1, NAN], nan_ok=True)
 
 
-def test_what_is_remembered_goes_back_to_the_mean_before_the_step(monkeypatch):
+def test_what_is_remembered_moves_to_the_mean_before_the_step(monkeypatch):
     # 1 goes a quarter of its way to 2; what was read in this step is new; what was never read stays so
     assert memory_after_a_step(monkeypatch, forget=0.25) == pytest.approx([3, 3, 1.25, NAN], nan_ok=True)
 
@@ -46,11 +51,46 @@ def test_seen_tokens_are_remembered_and_hidden_ones_keep_the_entropy_of_their_bl
     monkeypatch.setattr(memory_variants.Variant, "autocast", torch.no_grad, raising=False)
     monkeypatch.setattr(memory_variants.Variant, "model", None, raising=False)
     seen = torch.tensor([[9.0, 9.0, 0.5, 0.25]])
-    monkeypatch.setattr(memory_variants.masking, "sequence_entropy", lambda model, ids: seen)
+    monkeypatch.setattr(memory_variants.masking, "visible_entropy", lambda model, ids: seen)
     assert memory_after_a_step(monkeypatch, read_seen=True) == [3, 3, 0.5, 0.25]
 
 
-def test_operations_of_the_head_at_seen_tokens():
-    config = SimpleNamespace(num_hidden_layers=7, hidden_size=4, intermediate_size=9, vocab_size=10)
-    # a token costs 2 (4 x 4 + 4 x 10) = 112, and three quarters of them are seen
-    assert memory_variants.seen_flops(config, 0.25) == 84
+@pytest.fixture
+def make(corpus, cache, tmp_path):
+    """make(program, parser, "--steps", 5, out="a") -> the finished run, made in this process."""
+
+    def make_run(kind, parser, *options, out="out"):
+        argv = ["--corpus", corpus, *SMALL, "--cache", cache, "--out", tmp_path / out, *options]
+        return program.main(parser, kind, list(map(str, argv)))
+
+    return make_run
+
+
+def test_a_run_without_a_variant_is_that_of_train_py(make):
+    options = ("--entropy-warmup", 2)
+    ours = make(memory_variants.Variant, memory_variants.make_parser(), *options, out="ours")
+    parser = program.make_parser("test")
+    theirs = make(program.Pretraining, parser, *options, "--reading", "memory", out="theirs")
+    for one, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_blanks_are_read_in_every_nth_epoch_after_the_random_steps(make, monkeypatch):
+    steps = []
+    entropies = program.Pretraining.entropies
+
+    def spy(self, *given):
+        steps.append(self.step)
+        return entropies(self, *given)
+
+    monkeypatch.setattr(program.Pretraining, "entropies", spy)
+    options = ("--max-tokens", 480, "--steps", 16, "--entropy-warmup", 1, "--entropy-every", 3)
+    run = make(memory_variants.Variant, memory_variants.make_parser(), *options)
+    assert run.row_count == 16, "an epoch is two steps of 8 rows"
+    assert steps == [1, 6, 7, 12, 13], "epochs 0, 3 and 6; step 0 is random"
+
+
+def test_what_cannot_work_is_refused(make):
+    for options in (("--reading", "blank"), ("--forget", 2), ("--entropy-every", -1)):
+        with pytest.raises(SystemExit, match="leave --reading out|from 0 to 1"):
+            make(memory_variants.Variant, memory_variants.make_parser(), *options)

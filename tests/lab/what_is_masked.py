@@ -1,4 +1,4 @@
-"""Which tokens each rule hides, as trained checkpoints see it: `python tests/what_is_masked.py --help`.
+"""Which tokens each rule hides, as trained checkpoints see it: `python tests/lab/what_is_masked.py --help`.
 
 Rows of a text are read as in training: for `blank`, 2k random candidates of a row are hidden together; for
 `visible`, the row is read as it is. Prints, in Markdown: the kinds of token that each rule masks, how entropy
@@ -9,87 +9,130 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import train  # isort: skip (first: it sets how threads wait, before torch is imported)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
 import masking  # noqa: E402
-import train  # noqa: E402
 from glue_eval import markdown, spearmanr  # noqa: E402
 from model import BertForMaskedLM, load_tokenizer  # noqa: E402
 
 KINDS = ("punctuation", "number", "piece of a word (##)", "the 100 commonest words", "other words")
-READINGS = ("blank", "visible")
+RATIO = 0.15  # of the tokens that is masked
+BODY = 126  # tokens per row, without [CLS] and [SEP]
+AT_ONCE = 32  # rows per forward pass
 
 
-def kind_of(piece: str, common: bool) -> int:
-    """The number of a token's kind in KINDS."""
+def kind_of(piece: str, common: bool) -> str:
+    """The kind of a word piece, one of KINDS."""
     if piece.startswith("##"):
-        return 2
+        return "piece of a word (##)"
     if not any(c.isalnum() for c in piece):
-        return 0
-    return 1 if any(c.isdigit() for c in piece) else 3 if common else 4
+        return "punctuation"
+    if any(c.isdigit() for c in piece):
+        return "number"
+    return "the 100 commonest words" if common else "other words"
 
 
-def percent(share: float) -> str:
-    """A share of 1, in percent."""
-    return f"{100 * share:.1f}"
+def kinds_of_vocabulary(pieces: list, frequency: np.ndarray) -> torch.Tensor:
+    """The number in KINDS of each id [V]; frequency: how often the text holds each id."""
+    words = [i for i in np.argsort(-frequency) if kind_of(pieces[i], True) == "the 100 commonest words"]
+    commonest = set(words[:100])
+    return torch.tensor([KINDS.index(kind_of(piece, i in commonest)) for i, piece in enumerate(pieces)])
+
+
+def read_text(corpus: list, tokenizer, least: int) -> np.ndarray:
+    """At least so many token ids from the beginning of a text, if it holds them."""
+    tokenizer.encode_special_tokens = True  # a literal "[MASK]" in a text stays text
+    ids = []
+    for document in train.read_documents(corpus):
+        for encoding in tokenizer.encode_batch_fast(document, add_special_tokens=False):
+            ids += encoding.ids
+        if len(ids) >= least:
+            break
+    return np.array(ids)
+
+
+def read_entropies(model, reading: str, rows, candidates, mask_token_id: int) -> torch.Tensor:
+    """How unsure the model is of rows [N, T]: [N, T], nats; of the candidates alone with `blank`."""
+    width = masking.candidate_budget(BODY, RATIO, 2.0)
+    parts = []
+    for part in torch.arange(len(rows)).split(AT_ONCE):
+        if reading == "visible":
+            parts.append(masking.visible_entropy(model, rows[part]))
+        else:
+            found = masking.blank_entropy(model, rows[part], candidates[part], mask_token_id, width)
+            parts.append(found)
+    return torch.cat(parts)
+
+
+def choose(rows, model, vocab: dict, frequency: np.ndarray, rng):
+    """{(reading, rule): what it masks, bool [N, T]}, {reading: correlation of entropy with log frequency}."""
+    eligible = masking.eligible_positions(rows, [vocab["[CLS]"], vocab["[SEP]"]])
+    candidates = masking.draw_candidates(eligible, RATIO, 2.0, rng)
+    choices = {("text", ""): eligible}
+    correlations = {}
+    for reading in ("blank", "visible"):
+        among = candidates if reading == "blank" else None
+        entropy = read_entropies(model, reading, rows, candidates, vocab["[MASK]"])
+        for rule in masking.RULES:
+            if rule == "random" and reading == "visible":
+                continue  # random masks need no reading: among the candidates they stand for both
+            picked = masking.select_positions(rule, eligible, RATIO, entropy, among, generator=rng)
+            choices["" if rule == "random" else reading, rule] = picked
+        pool = candidates if reading == "blank" else eligible
+        log_frequency = np.log(frequency[rows[pool].numpy()])
+        correlations[reading] = spearmanr(log_frequency, entropy[pool].numpy())
+    return choices, correlations
+
+
+def kinds_table(choices: dict, rows, kinds) -> str:
+    """Per rule, the share of each kind of token among what it masks, in percent."""
+    table = [["reading", "rule", *KINDS, "distinct ids"]]
+    for (reading, rule), picked in choices.items():
+        chosen = rows[picked]
+        counts = torch.bincount(kinds[chosen], minlength=len(KINDS))
+        shares = [f"{100 * count / len(chosen):.1f}" for count in counts.tolist()]
+        distinct = f"{len(chosen.unique()):,}" if rule else ""
+        table.append([reading, rule, *shares, distinct])
+    return markdown(table)
+
+
+def overlap_table(choices: dict) -> str:
+    """Per pair of rules, what both mask as a share of what either masks, in percent."""
+    names = [key for key in choices if key[1] in ("random", "high", "low", "sample")]
+    table = [["masked by both / by either, %", *(" ".join(name).strip() for name in names)]]
+    for one in names:
+        cells = []
+        for other in names:
+            both = (choices[one] & choices[other]).sum()
+            either = (choices[one] | choices[other]).sum()
+            cells.append(f"{100 * (both / either).item():.1f}")
+        table.append([" ".join(one).strip(), *cells])
+    return markdown(table)
 
 
 def describe(folder: str, corpus: list, count: int, seed: int):
     """Print what the rules do with `count` rows of a text, read by the checkpoint in `folder`."""
-    model, tokenizer = BertForMaskedLM.from_pretrained(folder), load_tokenizer(folder)
-    tokenizer.encode_special_tokens = True
-    body, ids = 126, []
-    for document in train.read_documents(corpus):
-        ids += [i for e in tokenizer.encode_batch_fast(document, add_special_tokens=False) for i in e.ids]
-        if len(ids) >= 8 * count * body:  # the more, the better is known which words are common
-            break
-    vocab, stream = tokenizer.get_vocab(), np.array(ids)
+    model = BertForMaskedLM.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    vocab = tokenizer.get_vocab()
+    stream = read_text(corpus, tokenizer, 8 * count * BODY)  # more rows say better which words are common
     frequency = np.bincount(stream, minlength=len(vocab))
-    pieces = sorted(vocab, key=vocab.get)
-    words = [i for i in np.argsort(-frequency) if kind_of(pieces[i], True) == 3][:100]
-    kinds = torch.tensor([kind_of(piece, i in set(words)) for i, piece in enumerate(pieces)])
-    index = np.arange(min(count, len(stream) // body))
-    rows = train.take_rows(stream, index, body + 2, vocab["[CLS]"], vocab["[SEP]"])
-    eligible = masking.eligible_positions(rows, [vocab["[CLS]"], vocab["[SEP]"]])
+    kinds = kinds_of_vocabulary(sorted(vocab, key=vocab.get), frequency)
+    index = np.arange(min(count, len(stream) // BODY))
+    rows = train.take_rows(stream, index, BODY + 2, vocab["[CLS]"], vocab["[SEP]"])
+
     rng = torch.Generator().manual_seed(seed)
-    candidates = masking.draw_candidates(eligible, 0.15, 2.0, rng)
-
-    choices = {("text", ""): eligible}
-    correlations = []
-    for reading in READINGS:
-        if reading == "blank":
-            pool, read = candidates, [rows.split(32), candidates.split(32)]
-            parts = [masking.blank_entropy(model, *some, vocab["[MASK]"]) for some in zip(*read, strict=True)]
-        else:
-            pool, parts = eligible, [masking.sequence_entropy(model, some) for some in rows.split(32)]
-        entropy = torch.cat(parts)
-        for rule in masking.RULES:
-            if rule != "random" or reading == "blank":
-                among = candidates if reading == "blank" else None
-                picked = masking.select_positions(rule, eligible, 0.15, entropy, among, generator=rng)
-                choices[reading if rule != "random" else "", rule] = picked
-        log_frequency = np.log(frequency[rows[pool].numpy()])
-        correlations.append(f"{reading} {spearmanr(log_frequency, entropy[pool].numpy()):+.2f}")
-
+    choices, correlations = choose(rows, model, vocab, frequency, rng)
     print(f"\n### {folder}\n")
-    table = [["reading", "rule", *KINDS, "distinct ids"]]
-    for (reading, rule), picked in choices.items():
-        chosen = rows[picked]
-        shares = torch.bincount(kinds[chosen], minlength=len(KINDS)) / len(chosen)
-        distinct = f"{len(chosen.unique()):,}" if rule else ""
-        table.append([reading, rule, *map(percent, shares.tolist()), distinct])
-    print(markdown(table))
-    print(f"\nSpearman correlation of entropy with log frequency: {', '.join(correlations)}")
-    names = [key for key in choices if key[1] in ("random", "high", "low", "sample")]
-    table = [["masked by both / by either, %", *(" ".join(name).strip() for name in names)]]
-    for one in names:
-        a = choices[one]
-        cells = [percent(((a & choices[b]).sum() / (a | choices[b]).sum()).item()) for b in names]
-        table.append([" ".join(one).strip(), *cells])
-    print(f"\n{markdown(table)}")
+    print(kinds_table(choices, rows, kinds))
+    found = ", ".join(f"{reading} {value:+.2f}" for reading, value in correlations.items())
+    print(f"\nSpearman correlation of entropy with log frequency: {found}\n")
+    print(overlap_table(choices))
 
 
 def main():
