@@ -461,9 +461,9 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     if path.is_dir():
         path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"
     whole = read_json(path) if path.suffix == ".json" else {}
-    names = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    names = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
     found = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
-    config, settings, special, added = [found.get(name, {}) for name in names]
+    config, settings, special = [found.get(name, {}) for name in names]
 
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class") or "BertTokenizer"
     model = whole.get("model", {}).get("type", "WordPiece")
@@ -474,12 +474,14 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     words = {word.pop("id"): word for word in whole.get("added_tokens", [])}
     words = settings.get("added_tokens_decoder", words)
     known = [*SPECIAL_TOKENS, *(word["content"] for word in words.values()), False]
-    for key, value in [*settings.items(), *special.items(), ("added_tokens", list(added))]:
+    for key, value in [*settings.items(), *special.items()]:
         for word in value if isinstance(value, list) else [value]:
             if isinstance(word, dict) and not word.get("normalized"):
                 word = word.get("content")
             if key.endswith(("_token", "_tokens")) and word not in known:
                 raise ValueError(f"{folder}: {key} says {word!r}, which added_tokens_decoder does not have")
+    if (folder / "added_tokens.json").is_file() and "added_tokens_decoder" not in settings:
+        raise ValueError(f"{folder}: added_tokens.json is not read; save the tokenizer with transformers 5")
 
     rules = {"lowercase": settings.get("do_lower_case", True) if lowercase is None else lowercase}
     rules |= {"strip_accents": settings.get("strip_accents")}

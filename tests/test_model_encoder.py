@@ -107,15 +107,9 @@ def test_shapes():
 def test_head_on_some_positions_equals_head_everywhere():
     model, (ids, mask) = make(), padded_batch()
     everywhere = model(ids, mask)
-    chosen = torch.rand(3, 10, generator=torch.Generator().manual_seed(2)) < 0.4
-    assert torch.allclose(model(ids, mask, positions=chosen), everywhere[chosen], atol=1e-5), (
-        "bool: row by row"
-    )
     places = torch.tensor([[4, 0, 9], [1, 1, 2], [0, 3, 8]])
     expected = torch.stack([row[place] for row, place in zip(everywhere, places, strict=True)])
-    assert torch.allclose(model(ids, mask, positions=places), expected, atol=1e-5), (
-        "long: [B, k] gives [B, k, V]"
-    )
+    assert torch.allclose(model(ids, mask, positions=places), expected, atol=1e-5)
 
 
 def test_dropout_acts_in_training_alone():
@@ -135,12 +129,11 @@ def test_presets_have_the_published_number_of_parameters(size, million):
     assert total / 1e6 == pytest.approx(million, rel=0.015)
 
 
-def test_an_unknown_size_or_impossible_width_is_refused():
+@pytest.mark.parametrize("change", [{"hidden_size": 100, "num_attention_heads": 3}, {"hidden_act": "mish"}])
+def test_what_cannot_be_built_is_refused(change):
     assert set(SIZES) == {"tiny", "mini", "small", "medium", "base"}
-    with pytest.raises(ValueError, match="'huge' is not one of tiny, mini"):
-        BertConfig.preset("huge")
-    with pytest.raises(ValueError, match="cannot be built"):
-        BertConfig(hidden_size=100, num_attention_heads=3)
+    with pytest.raises(ValueError, match="cannot be built; known are gelu"):
+        BertConfig(**change)
 
 
 def test_normal_start():
