@@ -14,18 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-LAB = Path(__file__).resolve().parent
-PROJECT = LAB.parent.parent
-sys.path[:0] = [str(PROJECT), str(LAB)]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-import flops  # noqa: E402
-from chart import line_chart  # noqa: E402
-from compare import paired, welch  # noqa: E402
+import flops
+from chart import line_chart
+from compare import paired, welch
 
-from glue_eval import markdown  # noqa: E402
-from model import BertConfig  # noqa: E402
+from glue_eval import markdown
+from model import BertConfig
 
-FILES = LAB / "results"
+FILES = Path(__file__).resolve().parent / "results"
 CURVE = ["step", "seconds", "held_out_loss", "held_out_accuracy", "on_plateau", "distinct_ids"]
 CURVE += ["commonest_share", "remembered_share"]
 ARMS = {

@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import train  # isort: skip (first: it sets how threads wait, before torch is imported)
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-import masking  # noqa: E402
-import model as bert  # noqa: E402
+import masking
+import model as bert
 
 ROWS = 4096  # of the text, from which the weights are computed
 TOLERANCE = 0.1  # by which rates may be off, as a share of all masks

@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import train  # isort: skip (first: it sets how threads wait, before torch is imported)
 
-import torch  # noqa: E402
+import torch
 
-import masking  # noqa: E402
+import masking
 
 
 def make_parser():

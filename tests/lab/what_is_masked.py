@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import train  # isort: skip (first: it sets how threads wait, before torch is imported)
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-import masking  # noqa: E402
-from glue_eval import markdown, spearmanr  # noqa: E402
-from model import BertForMaskedLM, load_tokenizer  # noqa: E402
+import masking
+from glue_eval import markdown, spearmanr
+from model import BertForMaskedLM, load_tokenizer
 
 KINDS = ("punctuation", "number", "piece of a word (##)", "the 100 commonest words", "other words")
 RATIO = 0.15  # of the tokens that is masked
