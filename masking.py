@@ -411,7 +411,7 @@ def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme=
 
 
 def vocabulary_of(tokenizer):
-    """(id of the mask token, number of entries, special ids) of a tokenizer: transformers', or tokenizers'."""
+    """(id of the mask token, number of entries, special ids) of transformers' or tokenizers' tokenizer."""
     if hasattr(tokenizer, "all_special_ids"):
         return tokenizer.mask_token_id, len(tokenizer), tokenizer.all_special_ids
     added = tokenizer.get_added_tokens_decoder()

@@ -8,11 +8,9 @@ rows in the same order, and a resumed run needs no saved random state.
 
 import argparse
 import ast
-import csv
 import ctypes
 import gzip
 import hashlib
-import io
 import lzma
 import os
 import platform
@@ -26,9 +24,7 @@ import warnings
 import zlib
 from collections import Counter
 from contextlib import suppress
-from datetime import timedelta
 from functools import lru_cache, partial
-from itertools import groupby, islice
 from pathlib import Path
 
 # Threads that wait busily make two programs on one machine 5 to 30 times slower than one. Before torch:
@@ -106,30 +102,23 @@ def check(o, parser, world: int):
         raise ValueError("--steps, --eval-every, --batch-size, --accumulate start at 1, --seq-len at 8")
     if o.batch_size % (o.accumulate * world):
         raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} pieces")
-    if max(o.warmup, o.entropy_warmup) > o.steps or min(o.warmup, o.entropy_warmup) < 0:
-        raise ValueError(f"--warmup and --entropy-warmup must be from 0 to --steps {o.steps}")
-    if not (0 <= o.random_share <= 1 and 0 <= o.dropout < 1 and o.select_temperature > 0 and o.lr >= 0):
-        raise ValueError("--random-share and --dropout are shares, --select-temperature and --lr positive")
+    if max(o.warmup, o.entropy_warmup) > o.steps:
+        raise ValueError(f"--warmup and --entropy-warmup cannot be longer than --steps {o.steps}")
+    if not (0 <= o.random_share <= 1 and 0 <= o.dropout < 1 and o.select_temperature > 0):
+        raise ValueError("--random-share and --dropout are from 0 to 1, --select-temperature is above 0")
     masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)  # raises for a bad ratio or number
-
-    unused = {"masking": "reading select select_temperature random_share candidates entropy_warmup"}
-    if o.masking != "random":
-        unused = {}
-    if o.from_:
-        unused["from"] = "vocab vocab_size size init cased"
-    for cause, names in unused.items():
-        for name in names.split():
-            if getattr(o, name) != parser.get_default(name):
-                raise ValueError(
-                    f"--{name.replace('_', '-')} has no effect with this --{cause}: leave it out"
-                )
+    by_entropy = ("reading", "select", "select_temperature", "random_share", "candidates", "entropy_warmup")
+    for name in by_entropy:
+        if o.masking == "random" and getattr(o, name) != parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')} has no effect with --masking random: leave it out")
     if o.masking != "random" and o.select == "random":
         raise ValueError("--select random reads entropies for nothing: say --masking random")
     if o.masking == "teacher" and (o.reading == "memory" or not o.teacher):
         raise ValueError("--masking teacher needs --teacher FOLDER, and has no --reading memory")
+    if o.from_ and (o.vocab or o.cased or o.size != parser.get_default("size")):
+        raise ValueError("--from brings its own vocabulary and size: leave --vocab, --cased and --size out")
     for folder in filter(None, (o.from_, o.teacher)):
         bert.BertConfig.from_folder(folder)  # raises where it is no BERT, before its tokenizer is blamed
-
     if o.lr == 0 and o.from_:
         o.lr = 5e-5  # a higher rate would undo what was learned
     elif o.lr == 0:
@@ -168,37 +157,38 @@ def builtin_corpus(cache) -> Path:
     return path
 
 
-def read_lines(path):
-    """The lines of a .txt, .gz or .xz file, stripped. Raises ValueError for what is no text."""
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
-    number = 0
-    try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode("utf-8").strip()
-                if "\0" in text or (number == 1 and text.startswith('{"')):
-                    raise ValueError(f"{path} is no plain text (an archive? JSON?): write its text alone")
-                yield text
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, line {number + 1}: no UTF-8 text ({error.reason})") from None
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged or truncated after line {number} ({error})") from None
-
-
 def read_documents(paths):
-    """The documents of text files as lists of paragraphs, up to an empty line; one of over 1,000 is cut."""
+    """The documents of .txt, .gz or .xz files as lists of paragraphs: up to an empty line, or 1,000 of them.
+
+    Raises ValueError for what is no text.
+    """
     for path in paths:
-        for has_text, paragraphs in groupby(read_lines(path), bool):
-            while has_text and (document := list(islice(paragraphs, 1000))):
-                yield document
+        opener = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
+        document = []
+        number = 0
+        try:
+            with opener(path, "rb") as file:
+                for number, line in enumerate(file, 1):
+                    text = line.decode("utf-8").strip()
+                    if "\0" in text or (number == 1 and text.startswith('{"')):
+                        raise ValueError(f"{path} is no plain text (an archive? JSON?): write its text alone")
+                    if text:
+                        document.append(text)
+                    if document and (not text or len(document) == 1000):
+                        yield document
+                        document = []
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number + 1}: no UTF-8 text ({error.reason})") from None
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged or truncated after line {number} ({error})") from None
+        if document:
+            yield document
 
 
 def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     """A WordPiece tokenizer learned from files: the same pieces under the same ids every time.
 
     Left alone, the learner numbers characters, and breaks ties, at random: here they come as special tokens.
-    These are the commonest 1,000 (at most a quarter of the pieces); where that is less than 99.5% of the
-    text, as in Chinese, as many as are, up to half of the pieces.
     """
     learner = BertWordPieceTokenizer(lowercase=not cased)
     counts = Counter()
@@ -207,7 +197,7 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     frequent = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
     covered = np.cumsum([counts[c] for c in frequent])
     limit = min(1000, size // 4, len(frequent))
-    if limit and covered[limit - 1] < 0.995 * covered[-1]:
+    if limit and covered[limit - 1] < 0.995 * covered[-1]:  # Chinese, for example
         limit = min(int(np.searchsorted(covered, 0.995 * covered[-1])) + 1, size // 2 - 5)
 
     alphabet = sorted(frequent[:limit])
@@ -247,8 +237,7 @@ def prepare_text(o):
     """(tokenizer, training ids, held-out ids, name of the text); ids are memory-mapped, a stream per side.
 
     Tokenised once, into a cache folder named after the content of corpus and vocabulary. It gets its name
-    when it is complete: what an interrupted run leaves is never read. Raises OSError or ValueError where
-    corpus or vocabulary is missing, damaged or too short.
+    when it is complete. Raises OSError or ValueError for text that is missing, damaged or too short.
     """
     cache = Path(o.cache)
     cache.mkdir(parents=True, exist_ok=True)
@@ -275,19 +264,18 @@ def prepare_text(o):
                 unfinished.rename(folder)
 
     files = [folder / "train.ids", folder / "held_out.ids"]
-    train, held_out = [
-        np.memmap(f, np.int32, "r") if f.stat().st_size else np.empty(0, np.int32) for f in files
-    ]
+    sides = [np.memmap(f, np.int32, "r") if f.stat().st_size else np.empty(0, np.int32) for f in files]
+    train, held_out = sides
     body = o.seq_len - 2
     if min(len(train), len(held_out)) < body:  # few documents: the end of the text is held out instead
-        everything = np.concatenate((train, held_out))
+        everything = np.concatenate(sides)
         cut = max(0, len(everything) - max(body, int(HELD_OUT * len(everything))))
         train = everything[:cut]
         held_out = everything[cut:]
     train = train[: o.max_tokens or None]
     if len(train) < body:
-        few = f"{len(train)} tokens are too few for rows of {o.seq_len}"
-        raise ValueError(f"{paths[0]}: {few} (a paragraph that occurs again is left out)")
+        few = f"{len(train)} tokens (repeated paragraphs count once) are too few for rows of {o.seq_len}"
+        raise ValueError(f"{paths[0]}: {few}")
     return bert.load_tokenizer(folder), train, held_out, folder.name
 
 
@@ -421,8 +409,8 @@ def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.
 def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     """Resolve "auto": a GPU if there is one; bfloat16 where the hardware multiplies it.
 
-    Where it does not: float16 on a GPU (T4, V100), else float32. On a GPU products that stay float32 may
-    round their factors to TF32 (10 bits). Raises ValueError for a device that cannot be used.
+    Where it does not: float16 on a GPU, else float32. On a GPU products that stay float32 may round their
+    factors to TF32. Raises ValueError for a device that cannot be used.
     """
     if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -435,14 +423,9 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
         best = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    elif device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
+    elif device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         best = "bfloat16"  # other processors imitate it, slower than float32
     return device, getattr(torch, best if dtype == "auto" else dtype)
-
-
-def hardware_name(device: torch.device) -> str:
-    """The name of the GPU or of the kind of processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def keep_freed_ram():
@@ -450,6 +433,12 @@ def keep_freed_ram():
     with suppress(AttributeError, OSError, TypeError):  # other systems have no mallopt
         for parameter, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
             ctypes.CDLL(None).mallopt(parameter, value)
+
+
+def add(totals: dict, values: dict):
+    """Add values to the totals of the same names, in place."""
+    for name, value in values.items():
+        totals[name] = totals.get(name, 0) + value
 
 
 # ---- one run ----
@@ -465,6 +454,8 @@ class Pretraining:
         self.step = 0
         self.seconds = 0.0  # of training, without evaluations
         self.log = []  # a dict per evaluation
+        self.sums = {}  # since the last evaluation: what `loss` measures, over the masked tokens
+        self.seen = {}  # and what the masks were
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.dtype = pick_hardware(o.device, o.dtype)
@@ -479,11 +470,9 @@ class Pretraining:
         self.slices = [slice(i * size, (i + 1) * size) for i in range(first, first + o.accumulate)]
 
         if self.world > 1:
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(days=1))
             if self.rank == 0:
-                prepare_text(o)
-            dist.barrier()  # the others find it done
+                prepare_text(o)  # the others wait, and find it done
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self.tokenizer, self.train_ids, self.held_out_ids, self.text_key = prepare_text(o)
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
@@ -513,15 +502,6 @@ class Pretraining:
             for model in filter(None, (self.model, self.teacher)):
                 model.bert.compile()
                 model.cls["predictions"].compile()
-        self.start_counting()
-
-    def start_counting(self):
-        """Nothing is counted yet since the last evaluation."""
-        self.sums = {}  # of what `loss` measures, over the masked tokens
-        self.counts = torch.zeros(len(self.pieces), device=self.device)  # how often each id was masked
-        self.distinct = torch.zeros((), device=self.device)  # ids masked in a step, summed over the steps
-        self.remembered = torch.zeros((), device=self.device)  # masks at places with a remembered entropy
-        self.counted_from = self.step
 
     def read_model(self, folder, **changes) -> bert.BertForMaskedLM:
         """The model of a folder. Raises ValueError if its tokenizer is another, or its rows are too short."""
@@ -590,10 +570,8 @@ class Pretraining:
         index = rows_of_step(o, self.step, self.row_count)
         ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep))
         selected = self.choose(ids, index, rng)
-        vocab_size = len(self.vocab)
-        corrupted, labels = masking.corrupt(
-            ids, selected, self.mask, vocab_size, self.special, o.corruption, rng
-        )
+        size = len(self.vocab)
+        corrupted, labels = masking.corrupt(ids, selected, self.mask, size, self.special, o.corruption, rng)
         places = masking.as_places(selected, self.masks_per_row)  # [B, k]: the head runs at these alone
         labels = labels.gather(1, places)
         masked = labels != IGNORE
@@ -604,8 +582,7 @@ class Pretraining:
         for rows in self.slices:
             loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
             self.scaler.scale(loss / count).backward()
-            for name, value in {**sums, "masks": masked[rows].sum()}.items():
-                self.sums[name] = self.sums.get(name, 0) + value
+            add(self.sums, sums | {"masks": masked[rows].sum()})
         for parameter in self.model.parameters():
             self.sum_over_processes(parameter.grad)  # the gradient of a sum is the sum of gradients
 
@@ -613,16 +590,15 @@ class Pretraining:
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr()
+            group["lr"] = learning_rate(self.step, o.steps, as_steps(o.warmup, o.steps), o.lr)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
 
         # What the log and the memory keep of this step.
-        counts = torch.zeros_like(self.counts)
-        counts.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
-        self.counts += counts
-        self.distinct += (counts > 0).sum()
+        ids = torch.zeros(size, device=self.device)  # how often each was masked
+        ids.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
+        add(self.seen, {"steps": 1, "ids": ids, "distinct": (ids > 0).sum()})
         if self.memory:
             blank = masked & (corrupted.gather(1, places) == self.mask)  # [MASK] was read, no random word
             self.memory.write(self.send(index), places, self.sum_over_processes(entropy), blank)
@@ -650,7 +626,7 @@ class Pretraining:
             rule, eligible, o.mask_ratio, entropy, candidates, o.select_temperature, rng, share, word_start
         )
         if self.memory and entropy is not None:
-            self.remembered += (selected & known).sum()
+            add(self.seen, {"remembered": (selected & known).sum()})
         return selected
 
     def send(self, array) -> torch.Tensor:
@@ -665,10 +641,6 @@ class Pretraining:
             dist.all_reduce(tensor)
         return tensor
 
-    def lr(self) -> float:
-        """The learning rate of the coming step."""
-        return learning_rate(self.step, self.o.steps, as_steps(self.o.warmup, self.o.steps), self.o.lr)
-
     # -- evaluation and checkpoints --
 
     def means(self) -> dict:
@@ -681,25 +653,26 @@ class Pretraining:
         """Raise ValueError where a loss is not finite, or beyond any guessing."""
         start = self.log[0]["held_out_loss"] if self.log else 0.0
         worst = max(3 * np.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
-        if not loss < worst or self.scaler.get_scale() < 1:  # NaN is not below anything
+        scale = self.scaler.get_scale()
+        if not loss < worst or scale < 1:  # NaN is not below anything
             kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
-            what = f"loss {loss:.3g}, scale of gradients {self.scaler.get_scale():g}"
-            cure = "start anew with a lower --lr or --dtype float32"
-            raise ValueError(f"the run diverged at step {self.step} ({what}; {kept}): {cure}")
+            what = f"diverged at step {self.step}: loss {loss:.3g}, gradients scaled by {scale:g}"
+            raise ValueError(f"{what} ({kept}); start anew with a lower --lr or --dtype float32")
 
     def mask_figures(self) -> dict:
         """What was masked since the last evaluation; the entropy (nats) is that of the last step's masks."""
         ids, selected = [part[self.slices[0]] for part in self.last]
         entropy = masking.blank_entropy(self.model, ids, selected, self.mask)
-        steps = self.step - self.counted_from
-        masks = self.counts.sum().item()
-        return {
-            "masked_entropy": (entropy.sum() / selected.sum()).item(),
+        steps = self.seen["steps"]
+        masks = self.seen["ids"].sum()
+        figures = {
+            "masked_entropy": entropy.sum() / selected.sum(),
             "masked_per_row": masks / (steps * self.o.batch_size),
-            "distinct_ids": self.distinct.item() / steps,
-            "commonest_share": self.counts.max().item() / masks,
-            "remembered_share": self.remembered.item() / masks,
+            "distinct_ids": self.seen["distinct"] / steps,
+            "commonest_share": self.seen["ids"].max() / masks,
+            "remembered_share": self.seen.get("remembered", 0) / masks,
         }
+        return {name: float(value) for name, value in figures.items()}
 
     def report(self, speed: float = 0.0):
         """Evaluate, add a line to the log, save. speed: tokens per second since the last evaluation."""
@@ -712,55 +685,50 @@ class Pretraining:
 
         plateau = loss > self.floor - PLATEAU and all(line["on_plateau"] for line in self.log)
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "on_plateau": int(plateau)}
-        line |= {"lr": self.lr(), "seconds": round(self.seconds, 2), **self.extra_columns}
-        self.log.append(line | {"tokens_per_second": round(speed)})
+        line |= {"lr": self.optimizer.param_groups[0]["lr"], **self.extra_columns}
+        line |= {"seconds": round(self.seconds, 2), "tokens_per_second": round(speed)}
+        self.log.append(line)
         if self.rank == 0:
             where = "on the plateau" if plateau else f"{loss - self.floor:+.2f} from the floor"
             tqdm.write(f"step {self.step:,}: held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}")
             above = loss - min(line["held_out_loss"] for line in self.log)
-            common = (
-                line.get("commonest_share", 0) if self.counts.sum() >= 1000 else 0
-            )  # few masks say little
-            if above > 0.3 or common > 2.5 * self.unigram.max():
+            common = line.get("commonest_share", 0.0)
+            enough = self.seen and self.seen["ids"].sum() >= 1000  # fewer masks say little
+            if above > 0.3 or (enough and common > 2.5 * self.unigram.max()):
                 what = f"held-out loss {above:.2f} above its best, commonest word {common:.1%} of the masks"
                 tqdm.write(f"WARNING: {what}; see README, When masks collapse")
             self.save()
-        self.start_counting()
+        self.sums = {}
+        self.seen = {}
 
     def save(self):
         """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), the model folder and the log."""
         out = Path(self.o.out)
         state = {"options": vars(self.o), "text": self.text_key, "step": self.step, "seconds": self.seconds}
-        state |= {
-            "log": self.log,
-            "weights": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        state |= {"scaler": self.scaler.state_dict(), "memory": vars(self.memory) if self.memory else {}}
+        state |= {"log": self.log, "memory": vars(self.memory) if self.memory else {}}
+        state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state["scaler"] = self.scaler.state_dict()
         if (out / "checkpoint.pt").exists():
             os.replace(out / "checkpoint.pt", out / "checkpoint.previous.pt")
         bert.atomic_write(out / "checkpoint.pt", lambda file: torch.save(state, file))
         self.model.save_pretrained(out, self.tokenizer)
-        table = io.StringIO()
-        writer = csv.DictWriter(table, list(self.log[-1]))
-        writer.writeheader()
-        writer.writerows(self.log)
-        bert.atomic_write(out / "log.csv", lambda file: file.write(table.getvalue().encode()))
+        names = list(self.log[-1])  # the line of step 0 lacks some
+        table = [names, *([line.get(name, "") for name in names] for line in self.log)]
+        text = "".join(",".join(map(str, row)) + "\n" for row in table)
+        bert.atomic_write(out / "log.csv", lambda file: file.write(text.encode()))
 
     def load(self, state: dict):
         """Continue where a checkpoint stopped. Raises ValueError where it is of another text."""
         if state["text"] != self.text_key:
             raise ValueError(f"{self.o.out} began with another text: put it back, or start anew")
-        self.step = state["step"]
-        self.seconds = state["seconds"]
-        self.log = state["log"]
+        for name in ("step", "seconds", "log"):
+            setattr(self, name, state[name])
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         for name, value in state["memory"].items():
             setattr(self.memory, name, value.to(self.device))
-        self.start_counting()
 
 
 # ---- the program ----
@@ -772,7 +740,6 @@ def train(run: Pretraining):
     if not run.log:
         run.report()  # what is there before the first step
     mark = time.perf_counter()
-    marked = run.step
     with tqdm(total=o.steps, initial=run.step, disable=True if run.rank else None, unit=" steps") as bar:
         while run.step < o.steps:
             run.update()
@@ -782,14 +749,13 @@ def train(run: Pretraining):
                 means = run.means()
                 run.refuse_divergence(means["loss"])
                 seconds = time.perf_counter() - mark
-                speed = (run.step - marked) * o.batch_size * o.seq_len / seconds
+                speed = (run.step - run.log[-1]["step"]) * o.batch_size * o.seq_len / seconds
                 shown = {name: f"{value:.3f}" for name, value in means.items()}
-                bar.set_postfix(shown | {"lr": f"{run.lr():.1e}", "tokens/s": f"{speed:,.0f}"})
+                bar.set_postfix(shown | {"tokens/s": f"{speed:,.0f}"})
             if evaluate:
                 run.seconds += seconds
                 run.report(speed)
                 mark = time.perf_counter()
-                marked = run.step
 
 
 def describe(run: Pretraining):
@@ -800,9 +766,10 @@ def describe(run: Pretraining):
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    hardware = {"device": hardware_name(run.device), "cpus": os.cpu_count(), "processes": run.world}
-    record = {"command": " ".join(sys.argv), "options": vars(o), "versions": versions, "hardware": hardware}
-    record |= {"git_commit": commit, "text": run.text_key, "unigram_floor": run.floor}
+    record = {"command": " ".join(sys.argv), "options": vars(o), "git_commit": commit, "versions": versions}
+    hardware = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else platform.machine()
+    record |= {"device": hardware, "processes": run.world, "cpus": os.cpu_count()}
+    record |= {"text": run.text_key, "unigram_floor": run.floor}
     bert.write_json(Path(o.out) / "args.json", record)
 
     size = sum(p.numel() for p in run.model.parameters())
@@ -810,7 +777,7 @@ def describe(run: Pretraining):
     if o.masking != "random":
         masks += f", {o.select} of {o.reading} entropy after {run.random_steps:,} random steps"
     print(f"""\
-model   {o.from_ or o.size}: {size:,} parameters; {hardware_name(run.device)}, {str(run.dtype)[6:]}
+model   {o.from_ or o.size}: {size:,} parameters; {hardware}, {str(run.dtype)[6:]}
 text    {len(run.train_ids):,} tokens, {len(run.held_out_ids):,} held out, {run.unknown:.1%} [UNK]
 words   {len(run.vocab):,} pieces; {bert.describe_tokenizer(run.tokenizer)}
 steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}
@@ -823,18 +790,17 @@ floor   {run.floor:.3f} nats per token: the held-out loss of a model that knows 
 
 
 def conclude(run: Pretraining):
-    """Print what a run found, some guesses on held-out text, and what to type next."""
+    """Print what a run found, what it guesses in held-out text, and what to type next."""
     losses = [line["held_out_loss"] for line in run.log]
     lowest = min(losses)
-    print(f"best    held-out loss {lowest:.3f}, {run.floor - lowest:.2f} nats below the floor")
     height = max(losses) - lowest or 1
     bars = "".join("▁▂▃▄▅▆▇█"[round(7 * (loss - lowest) / height)] for loss in losses)
+    print(f"best    held-out loss {lowest:.3f}, {run.floor - lowest:.2f} nats below the floor")
     print(f"curve   {losses[0]:.2f} {bars} {losses[-1]:.2f}")
-
     left = [line["step"] for line in run.log if not line["on_plateau"]]
     print(f"plateau left by step {left[0]:,}" if left else "plateau never left: see README, My loss is stuck")
 
-    size = min(run.o.seq_len, 16)  # of three held-out rows, with the token in their middle hidden
+    size = min(run.o.seq_len, 16)  # three short rows, each with the token in its middle hidden
     index = np.linspace(0, len(run.held_out_ids) // (size - 2) - 1, 5).astype(int)[1:4]
     rows = take_rows(run.held_out_ids, index, size, run.cls, run.sep).to(run.device)
     middle = torch.full((3, 1), size // 2, device=run.device)
@@ -842,7 +808,7 @@ def conclude(run: Pretraining):
         guesses = run.model(rows.scatter(1, middle, run.mask), positions=middle)[:, 0].topk(3).indices
     for row, best in zip(rows.tolist(), guesses.tolist(), strict=True):
         pieces = [run.pieces[i] for i in row]
-        pieces[size // 2] += "=" + "|".join(run.pieces[i] for i in best) + "?"
+        pieces[size // 2] = f"[{pieces[size // 2]}? {' | '.join(run.pieces[i] for i in best)}]"
         print("guess   " + " ".join(pieces[1:-1]).replace(" ##", ""))
 
     out = shlex.quote(str(run.o.out))
@@ -861,16 +827,14 @@ def read_checkpoint(out: Path) -> dict:
     raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
 
 
-def resumed_options(parser, argv, began: dict, out: Path):
+def resumed_options(parser, argv, began: dict):
     """The options a run began with. Raises ValueError where the command line gives others."""
-    if set(began) != set(vars(parser.parse_args([]))):
-        raise ValueError(f"the checkpoint in {out} is of another program: start anew with another --out")
+    fresh = vars(parser.parse_args([]))
     parser.set_defaults(**began)
     o = parser.parse_args(argv)
-    for name in sorted(set(began) - {"out", "resume", "cache", "device"}):
-        if getattr(o, name) != began[name]:
-            what = f"--{name.strip('_').replace('_', '-')} {began[name]}, not {getattr(o, name)}"
-            raise ValueError(f"{out} was made with {what}; leave it out to resume")
+    changed = {name for name in began if getattr(o, name) != began[name]} | (set(began) ^ set(fresh))
+    if changed := sorted(changed - {"out", "resume", "cache", "device"}):
+        raise ValueError(f"{o.out} began with another {', '.join(changed)}: leave that out to resume")
     return o
 
 
@@ -884,7 +848,7 @@ def main(parser, kind=Pretraining, argv=None):
     try:
         if o.resume:
             state = read_checkpoint(out)
-            o = resumed_options(parser, argv, state["options"], out)
+            o = resumed_options(parser, argv, state["options"])
         elif any(out.glob("checkpoint*.pt")) or (out / "model.safetensors").exists():
             raise ValueError(f"{out} holds a run or a model already: add --resume, or choose another --out")
         check(o, parser, int(os.environ.get("WORLD_SIZE", 1)))
