@@ -472,6 +472,10 @@ def mask_batch(
 
 # ---- what it looks like: python masking.py --model FOLDER --text "..." ----
 
+PLAIN = "{text}"
+COLOUR = "\033[30;48;5;{shade}m{text}\033[0m"  # of a terminal, from yellow to red
+HTML = '<b style="background:hsl(0 100% {light:.0f}%)">{text}</b>'  # from white to red
+
 
 def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
     """Tokens of a text, their entropies (nats; `blank`: each hidden alone), and what each rule chooses.
@@ -500,32 +504,18 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
     return tokens, entropy[eligible].tolist(), picks
 
 
-def picture(tokens, entropies, picks, paint) -> str:
-    """A line per token: its entropy in nats and as a bar, and a square under each rule that hides it.
-
-    paint(text, level) colours a token by its entropy, level 0 to 1.
-    """
+def picture(tokens, entropies, picks, style: str) -> str:
+    """A line per token: its entropy in nats and as a bar, and a square under each rule that hides it."""
     highest = max(1e-9, *entropies)
     decimals = 1 if highest >= 1 else 2  # a confident model needs the second one
     lines = [f"{'token':<16}  nats {'':8} {' '.join(picks)}"]
     for i, token in enumerate(tokens):
         level = entropies[i] / highest
+        shown = style.format(text=f"{token:<16}", shade=228 - 6 * round(5 * level), light=100 - 40 * level)
         bar = "█" * round(8 * level)
         marks = [("■" if pick[i] else "·").center(len(rule)) for rule, pick in picks.items()]
-        lines.append(
-            f"{paint(f'{token:<16}', level)} {entropies[i]:5.{decimals}f} {bar:<8} {' '.join(marks)}"
-        )
+        lines.append(f"{shown} {entropies[i]:5.{decimals}f} {bar:<8} {' '.join(marks)}")
     return "\n".join(lines)
-
-
-def paint_terminal(text, level):
-    """From yellow to red, in the 256 colours of a terminal."""
-    return f"\033[30;48;5;{228 - 6 * round(5 * level)}m{text}\033[0m"
-
-
-def paint_html(text, level):
-    """From white to red."""
-    return f'<b style="background:hsl(0 100% {100 - 40 * level:.0f}%)">{html.escape(text)}</b>'
 
 
 def main(argv=None):
@@ -546,18 +536,16 @@ def main(argv=None):
         tokenizer = load_tokenizer(o.model)
         model = BertForMaskedLM.from_pretrained(o.model, vocab_size=tokenizer.get_vocab_size())
         rng = torch.Generator().manual_seed(o.seed)
-        sentence = read_sentence(model, tokenizer, o.text, o.reading, o.mask_ratio, rng)
-
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        tokens, entropies, picks = read_sentence(model, tokenizer, o.text, o.reading, o.mask_ratio, rng)
         title = f"{o.reading} entropy per token; at most {math.log(tokenizer.get_vocab_size()):.1f} nats"
         print(title)
-        print(picture(*sentence, paint_terminal if colour else lambda text, level: text))
-        unknown = sentence[0].count("[UNK]") / len(sentence[0])
-        if unknown > 0.02:
-            print(f"WARNING: {unknown:.0%} of the tokens are [UNK], pieces that the vocabulary lacks")
+        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        print(picture(tokens, entropies, picks, COLOUR if coloured else PLAIN))
+        if tokens.count("[UNK]") > 0.02 * len(tokens):
+            print("WARNING: [UNK] stands for pieces that the vocabulary lacks")
         if o.html:
-            head = f'<!doctype html><meta charset="utf-8"><title>{title}</title><h1>{title}</h1>'
-            page = f"{head}<pre>{picture(*sentence, paint_html)}</pre>\n"
+            rows = picture([html.escape(token) for token in tokens], entropies, picks, HTML)
+            page = f'<!doctype html><meta charset="utf-8"><title>{title}</title><pre>{title}\n\n{rows}</pre>'
             atomic_write(Path(o.html), lambda file: file.write(page.encode()))
             print(f"written to {o.html}")
     except Exception as error:
