@@ -1,7 +1,9 @@
-"""What the tests share: the project on the path, a small corpus, and train.py called as a user would."""
+"""What the tests share: the project on the path, a small corpus, runs and what they leave."""
 
+import csv
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,27 +11,59 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT))
+COURSE = PROJECT / "tests" / "course"
+for folder in (PROJECT / "tests" / "lab", COURSE, PROJECT / "tests", PROJECT):
+    sys.path.insert(0, str(folder))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-HANDOUT = (PROJECT / "tests/exercises.py").exists() and not (PROJECT / "tests/handout.py").exists()
+# A student's copy has the table of exercises, and not the program that makes such copies.
+HANDOUT = (COURSE / "exercises.py").exists() and not (COURSE / "handout.py").exists()
 
-SMALL = "--vocab-size 300 --seq-len 32 --batch-size 8 --steps 8 --eval-every 4".split()
-SMALL += "--dtype float32 --device cpu".split()
+NO_VOCAB = "--seq-len 32 --batch-size 8 --steps 8 --eval-every 4 --dtype float32 --device cpu".split()
+SMALL = ["--vocab-size", "300", *NO_VOCAB]
+
+
+# ---- texts and models ----
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """200 documents of five made-up sentences each."""
-    rng, path = random.Random(0), tmp_path_factory.mktemp("corpus") / "text.txt"
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
     words = [a + b for a in ("ba", "co", "du", "fi", "ga", "lo") for b in ("rn", "st", "m", "lt", "p", "nd")]
     sentences = (" ".join(rng.choices(words, k=12)) + " ." for _ in range(1000))
     path.write_text("".join(s + ("\n\n" if i % 5 == 4 else "\n") for i, s in enumerate(sentences)))
     return path
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def teacher(corpus, cache, tmp_path_factory):
+    """A folder with four untrained layers of sharp opinions, under a vocabulary of the corpus."""
+    import torch
+
+    import train
+    from model import BertConfig, BertForMaskedLM
+
+    argv = ["--corpus", str(corpus), "--cache", str(cache), *SMALL]
+    tokenizer = train.prepare_text(train.make_parser("test").parse_args(argv))[0]
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 4, "initializer_range": 0.1, "vocab_size": tokenizer.get_vocab_size()}
+    folder = tmp_path_factory.mktemp("teacher")
+    BertForMaskedLM(BertConfig.preset("tiny", **sizes)).save_pretrained(folder, tokenizer)
+    return folder
+
+
+# ---- runs ----
+
+
 @pytest.fixture
-def run(tmp_path_factory):
+def run():
     """run("train.py", "--steps", "5") -> the finished process, with stdout and stderr as text."""
 
     def run_program(*command, **settings):
@@ -39,23 +73,72 @@ def run(tmp_path_factory):
     return run_program
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def launch(*argv):
+    """train.py with these options, in this process -> the finished Pretraining."""
+    import train
+
+    return train.main(train.make_parser("test"), argv=list(map(str, argv)))
+
+
+def launch_distillation(*argv):
+    """distill.py with these options, in this process -> the finished Distillation."""
+    import distill
+    import train
+
+    return train.main(distill.make_parser(), distill.Distillation, list(map(str, argv)))
 
 
 @pytest.fixture
 def train(corpus, cache, tmp_path):
     """train("--steps", "5", out="a") -> the finished Pretraining of a small run, made in this process."""
-    import train as program
 
-    def run_training(*options, out="out", text=corpus, small=True):
-        argv = ["--cache", cache, "--out", tmp_path / out, *options]
-        if "--resume" not in options:
-            argv = ["--corpus", text, *(SMALL if small else ["--seq-len", 32, "--batch-size", 8]), *argv]
-        return program.launch(program.Options, program.Pretraining, "test", list(map(str, argv)))
+    def run_training(*options, out="out", text=corpus, small=SMALL):
+        given = [] if "--resume" in options else ["--corpus", text, *small]
+        return launch(*given, "--cache", cache, "--out", tmp_path / out, *options)
 
     return run_training
+
+
+@pytest.fixture
+def distil(corpus, cache, tmp_path, teacher):
+    """distil("--steps", "5", out="a") -> the finished Distillation of a small run, made in this process."""
+
+    def run_distillation(*options, out="out"):
+        given = ["--corpus", corpus, "--teacher", teacher, *NO_VOCAB, "--max-tokens", "4000"]
+        given = [] if "--resume" in options else given
+        return launch_distillation(*given, "--cache", cache, "--out", tmp_path / out, *options)
+
+    return run_distillation
+
+
+# ---- what a run leaves ----
+
+
+def weights(folder) -> dict:
+    """The tensors of a folder."""
+    from model import read_weights
+
+    return read_weights(folder)
+
+
+def log(folder, without=("seconds", "tokens_per_second")) -> list:
+    """The lines of log.csv as dicts of text, without what differs from run to run."""
+    with open(folder / "log.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+
+
+def same(one, other) -> bool:
+    """Whether two runs ended with the same bits and logged the same figures."""
+    bits = [(folder / "model.safetensors").read_bytes() for folder in (one, other)]
+    return bits[0] == bits[1] and log(one) == log(other)
+
+
+def as_if_killed(whole, folder):
+    """A copy of a finished run as a kill before its last evaluation would have left it."""
+    shutil.copytree(whole, folder)
+    os.replace(folder / "checkpoint.previous.pt", folder / "checkpoint.pt")
+    for name in ("model.safetensors", "log.csv"):
+        (folder / name).write_bytes(b"of an earlier step")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
