@@ -2,6 +2,9 @@
 
 The teacher says what to learn, its distribution over the vocabulary (Hinton et al. 2015, "Distilling the
 knowledge in a neural network", arXiv 1503.02531, section 2), and, with --masking teacher, where: its entropy.
+With --masking reducible it is the student's entropy less the teacher's: what the student has still to learn,
+without what nobody can know (compare Mindermann et al. 2022, arXiv 2206.07137).
+
 Everything else is train.py's. In reading order: options, the loss, the student's start, the teacher's
 entropies, the run.
 """
@@ -23,7 +26,8 @@ from masking import IGNORE
 
 def make_parser():
     """train.py's options, and what a teacher adds."""
-    parser = train.make_parser(__doc__.splitlines()[0])
+    sources = ("random", "self", "teacher", "reducible")
+    parser = train.make_parser(__doc__.splitlines()[0], sources)
     parser.set_defaults(out="runs/distill")
     add = parser.add_argument
     add("--kd-alpha", type=float, default=0.5, help="weight of the teacher in the loss; 0: train.py's loss")
@@ -131,7 +135,7 @@ class Distillation(train.Pretraining):
             self.columns = ("loss", "accuracy", "cross_entropy", "kl", "agreement")
         super().__init__(o)
         self.table = None
-        if o.masking == "teacher":
+        if o.masking in ("teacher", "reducible"):
             self.table = self.teacher_entropies()
         with self.autocast():
             loss, accuracy = train.examine(self.teacher, self.exam)
@@ -157,8 +161,11 @@ class Distillation(train.Pretraining):
         The teacher is frozen: one computation serves every epoch, and every run with this teacher and text.
         """
         o = self.o
-        passes = math.ceil(1 / o.mask_ratio) if o.reading == "blank" else 1
-        facts = f"{self.facts['key']} {self.row_count} {o.seq_len} {o.reading} {passes} {self.dtype}"
+        self.hidden_share = o.mask_ratio
+        if o.masking == "reducible" and o.reading == "blank":
+            self.hidden_share *= o.candidates  # as much as is hidden when the student is read
+        passes = 1 if o.reading == "visible" else math.ceil(1 / self.hidden_share)
+        facts = f"{self.text_key} {self.row_count} {o.seq_len} {o.reading} {passes} {self.dtype}"
         key = hashlib.sha256(facts.encode())
         for tensor in self.teacher.state_dict().values():
             key.update(tensor.cpu().numpy())
@@ -186,18 +193,20 @@ class Distillation(train.Pretraining):
                     entropy = masking.visible_entropy(self.teacher, ids)
                 else:
                     eligible = self.eligible(ids)
-                    entropy = blank_entropy_everywhere(
-                        self.teacher, ids, eligible, o.mask_ratio, self.mask, rng
-                    )
+                    share = self.hidden_share
+                    entropy = blank_entropy_everywhere(self.teacher, ids, eligible, share, self.mask, rng)
             if not entropy.isfinite().all():
                 raise ValueError(f"{o.teacher} gives predictions that are not finite: try --dtype float32")
             file.write(entropy.half().cpu().numpy().tobytes())
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
-        """As in train.py; the teacher's come from its table, for which k tokens were hidden at a time."""
+        """As in train.py, but the teacher's come from its table; reducible: max(0, H_student - H_teacher)."""
         if self.table is None:
             return super().entropies(ids, index, candidates)
-        return self.send(self.table[index]).float()
+        known = self.send(self.table[index]).float()
+        if self.o.masking == "teacher":
+            return known
+        return (super().entropies(ids, index, candidates) - known).clamp_min(0)
 
     def loss(self, ids, places, labels):
         """(1 - a) CE + a T^2 KL(teacher || student), both reading the same corrupted rows."""

@@ -164,11 +164,10 @@ class EntropyMemory:
         self.values = torch.full((rows, length), torch.nan, dtype=torch.float16, device=device)
         self.mean = torch.zeros((), device=device)  # of all blanks so far, the last hundred steps most
 
-    def read(self, index):
-        """(entropy [B, T], whether it is remembered: bool [B, T]) of the rows number `index` [B]."""
+    def read(self, index) -> torch.Tensor:
+        """The entropies of the rows number `index` [B]: [B, T]."""
         entropy = self.values[index].float()
-        known = ~entropy.isnan()
-        return torch.where(known, entropy, self.mean), known
+        return torch.where(entropy.isnan(), self.mean, entropy)
 
     def write(self, index, places, entropy, blank):
         """Remember the entropies [B, k] at places [B, k] of rows `index` [B], where blank, bool [B, k]."""

@@ -49,7 +49,7 @@ PLATEAU = 0.3  # nats below the unigram floor at which a run has left the platea
 # ---- options ----
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str, sources=("random", "self", "teacher")) -> argparse.ArgumentParser:
     """Every option of a run; distill.py adds its own."""
     help_format = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=help_format, allow_abbrev=False)
@@ -74,7 +74,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     add("--lr", type=float, default=0.0, help="peak learning rate; 0: 1e-3, from small on 5e-4, --from 5e-5")
     add("--warmup", type=float, default=0.05, help="steps until the peak (below 1: share of --steps)")
     # masks
-    add("--masking", default="self", choices=["random", "self", "teacher"], help="whose entropy chooses")
+    add("--masking", default="self", choices=sources, help="whose entropy chooses the masks")
     add("--teacher", default="", help="checkpoint folder of the model for --masking teacher")
     add("--reading", default="blank", choices=["visible", "blank", "memory"], help="entropy of tokens as ...")
     add("--candidates", type=float, default=2.0, help="blanks tried per mask, for --reading blank")
@@ -539,12 +539,14 @@ class Pretraining:
         return loss, {"loss": loss.detach(), "accuracy": right}, entropy
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
-        """How unsure the model that --masking names is of the rows, read now: [B, T], nats.
+        """How unsure the model that --masking names is of the rows `ids`, number `index`: [B, T], nats.
 
-        At the candidates alone, hidden together; without candidates at every token as it is seen. Every
-        process draws the same masks for all rows, so each reads its own rows and the results are added.
+        As remembered, or at the candidates alone, or at every token as it is seen. Every process draws the
+        same masks for all rows, so that each reads its own rows here and the results are added.
         """
         o = self.o
+        if self.memory:
+            return self.memory.read(self.send(index))
         source = self.teacher if o.masking == "teacher" else self.model
         width = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
         entropy = torch.zeros(ids.shape, device=self.device)
@@ -616,18 +618,13 @@ class Pretraining:
         if o.masking == "random" or self.step < self.random_steps:
             rule = "random"
             share = 0.0
-        elif self.memory:
-            entropy, known = self.memory.read(self.send(index))
         else:
             if o.reading == "blank":
                 candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, word_start)
             entropy = self.entropies(ids, index, candidates)
-        selected = masking.select_positions(
+        return masking.select_positions(
             rule, eligible, o.mask_ratio, entropy, candidates, o.select_temperature, rng, share, word_start
         )
-        if self.memory and entropy is not None:
-            add(self.seen, {"remembered": (selected & known).sum()})
-        return selected
 
     def send(self, array) -> torch.Tensor:
         """To the device; from pinned memory, so that nobody waits for a GPU that is still at work."""
@@ -670,7 +667,6 @@ class Pretraining:
             "masked_per_row": masks / (steps * self.o.batch_size),
             "distinct_ids": self.seen["distinct"] / steps,
             "commonest_share": self.seen["ids"].max() / masks,
-            "remembered_share": self.seen.get("remembered", 0) / masks,
         }
         return {name: float(value) for name, value in figures.items()}
 
