@@ -45,9 +45,9 @@ pretrain() {
 
     while [ -n "${STOP_AT:-}" ] && kill -0 $process 2> /dev/null; do
         if grep -qs "^$STOP_AT," "$out/log.csv"; then kill $process; fi
-        sleep 1
+        sleep 0.5
     done
-    if wait $process || grep -qs "^${STOP_AT:-never}," "$out/log.csv"; then
+    if wait $process 2> /dev/null || grep -qs "^${STOP_AT:-never}," "$out/log.csv"; then
         touch "$out/finished"
     else
         echo "$out failed; the reason is at the end of $out.txt" >&2

@@ -38,6 +38,26 @@ def test_every_run_has_the_command_that_made_it():
         assert f"--out runs/{row['run']}" in row["command"] and len(row["commit"]) == 7
 
 
+def anchors(text: str) -> set:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["tests/README.md", "tests/lab/README.md"])
+def test_links_lead_to_files_and_headings_that_exist(page):
+    page = PROJECT / page
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links, "the page has links"
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page} links to {path}, which does not exist"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page} links to #{anchor}"
+
+
 def write(folder, name, rows):
     with open(folder / f"{name}.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
