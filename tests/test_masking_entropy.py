@@ -1,10 +1,12 @@
-"""The two readings of entropy: against its definition in float64, without gradient, dropout or [B, T, V]."""
+"""The readings of entropy: against its definition in float64, without gradient, dropout or [B, T, V]."""
+
+import math
 
 import pytest
 import torch
 
 import masking
-from masking import blank_entropy, sequence_entropy
+from masking import EntropyMemory, blank_entropy, sequence_entropy, visible_entropy
 from model import BertConfig, BertForMaskedLM, init_normal
 
 
@@ -29,25 +31,45 @@ def test_visible_reading_is_the_entropy_of_the_models_output(model):
     ids = torch.randint(5, 50, (3, 12))
     mask = torch.ones_like(ids)
     mask[1, 7:] = 0
-    got = sequence_entropy(model, ids, mask, chunk=5)
+    got = visible_entropy(model, ids, mask)
     expected = by_definition(model.eval()(ids, mask))
+    assert expected.std() > 0.1, "predictions that are all alike would test nothing"
     assert torch.allclose(got.double(), expected, atol=1e-4)
 
 
+def test_the_visible_reading_keeps_its_old_name():
+    assert sequence_entropy is visible_entropy
+
+
 def test_blank_reading_hides_all_candidates_at_once(model):
-    ids, candidates = torch.randint(5, 50, (3, 12)), torch.rand(3, 12) < 0.4
+    ids = torch.randint(5, 50, (3, 12))
+    candidates = torch.rand(3, 12) < 0.4
     candidates[:, 0] = True
-    got = blank_entropy(model, ids, candidates, mask_token_id=4, chunk=3)
+    got = blank_entropy(model, ids, candidates, mask_token_id=4)
     expected = by_definition(model.eval()(ids.masked_fill(candidates, 4)))
     assert torch.allclose(got.double()[candidates], expected[candidates], atol=1e-4)
     assert (got[~candidates] == 0).all(), "places that are no candidates have entropy 0"
 
 
-def test_blank_reading_takes_candidates_as_bool_or_as_places(model):
-    ids, places = torch.randint(5, 50, (3, 12)), torch.tensor([[0, 5, 7], [1, 2, 11], [3, 4, 9]])
-    as_bool = torch.zeros(3, 12, dtype=torch.bool).scatter(1, places, True)
-    one, other = blank_entropy(model, ids, as_bool, 4), blank_entropy(model, ids, places, 4)
-    assert torch.allclose(one, other, atol=1e-5)
+@pytest.mark.parametrize("width", [5, 9, 100])
+def test_a_width_given_beforehand_changes_nothing(model, width):
+    ids = torch.randint(5, 50, (3, 12))
+    candidates = torch.zeros(3, 12, dtype=torch.bool)
+    candidates[0, 2:7] = candidates[1, 4] = candidates[2, ::6] = True
+    counted = blank_entropy(model, ids, candidates, 4)
+    assert torch.allclose(blank_entropy(model, ids, candidates, 4, width), counted, atol=1e-5)
+    assert (counted > 0).equal(candidates), "every candidate has an entropy, and nothing else has"
+
+
+def test_segments_and_padding_reach_the_model(model):
+    ids = torch.randint(5, 50, (3, 12))
+    inputs = {"attention_mask": (torch.arange(12) < 9).long().expand(3, 12)}
+    inputs |= {"token_type_ids": (torch.arange(12) > 4).long().expand(3, 12)}
+    got = visible_entropy(model, ids, **inputs)
+    plain = visible_entropy(model, ids)
+    expected = by_definition(model.eval()(ids, **inputs))
+    assert torch.allclose(got.double(), expected, atol=1e-4)
+    assert not torch.allclose(got, plain, atol=1e-2), "segments and padding must change the predictions"
 
 
 def test_no_candidates_no_entropy(model):
@@ -60,32 +82,70 @@ def test_reading_leaves_no_gradient_and_every_module_in_its_mode(model, reading)
     model.bert.embeddings.eval()  # a user may freeze a part
     before = [module.training for module in model.modules()]
     ids = torch.randint(5, 50, (2, 6))
-    entropy = sequence_entropy(model, ids) if reading == "visible" else blank_entropy(model, ids, ids > 20, 4)
+    entropy = visible_entropy(model, ids) if reading == "visible" else blank_entropy(model, ids, ids > 20, 4)
     assert not entropy.requires_grad
     assert [module.training for module in model.modules()] == before, "train/eval mode must be what it was"
 
 
 def test_reading_has_no_dropout(model):
     ids = torch.randint(5, 50, (2, 6))
-    assert torch.equal(sequence_entropy(model, ids), sequence_entropy(model, ids)), "dropout must be off"
+    assert torch.equal(visible_entropy(model, ids), visible_entropy(model, ids)), "dropout must be off"
 
 
-def test_entropies_in_slices_of_slices_equal_those_in_one_piece(model, monkeypatch):
-    ids = torch.randint(5, 50, (4, 20))
-    whole = sequence_entropy(model, ids, chunk=1000)
-    monkeypatch.setattr(masking, "slice_size", lambda _: 3 * 50)  # entropies of 3 rows, logits of 12
-    assert torch.allclose(sequence_entropy(model, ids, chunk=12), whole, atol=1e-5)
+def test_entropies_in_slices_equal_those_in_one_piece(model, monkeypatch):
+    ids = torch.randint(5, 50, (40, 64))  # more tokens than one slice of rows holds
+    whole = by_definition(model.eval()(ids))
+    monkeypatch.setattr(masking, "slice_size", lambda device: 7 * 50)  # and entropies of 7 tokens at a time
+    assert torch.allclose(visible_entropy(model, ids).double(), whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("reading", ["visible", "blank"])
-def test_no_more_than_a_chunk_of_logits_exists(model, reading):
+def test_logits_exist_of_few_tokens_at_once(model, reading):
     sizes = []
-    model.cls["predictions"].register_forward_hook(
-        lambda _, __, logits: sizes.append(logits.shape[:-1].numel())
-    )
-    ids = torch.randint(5, 50, (4, 20))
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda layer, args, logits: sizes.append(logits.shape[:-1].numel()))
+    ids = torch.randint(5, 50, (60, 64))
     if reading == "visible":
-        sequence_entropy(model, ids, chunk=16)
+        visible_entropy(model, ids)
+        wanted = ids.numel()
     else:
-        blank_entropy(model, ids, ids > 10, 4, chunk=16)
-    assert max(sizes) <= 16 < sum(sizes), f"heads ran on {sizes} positions at a time, expected at most 16"
+        candidates = torch.arange(64).expand(60, 64) < 40
+        blank_entropy(model, ids, candidates, 4)
+        wanted = int(candidates.sum())
+    assert sum(sizes) == wanted, f"the last layer worked on {sum(sizes)} tokens, {wanted} were asked for"
+    assert max(sizes) <= 1024, f"the last layer ran on {sizes} tokens at a time, expected at most 1024"
+
+
+def test_memory_returns_what_was_last_written_and_the_running_mean_elsewhere():
+    generator = torch.Generator().manual_seed(0)
+    memory = EntropyMemory(6, 8, "cpu")
+    remembered = {}
+    mean = 0.0
+    for step in range(10):
+        index = torch.randperm(6, generator=generator)[:3]
+        places = torch.rand(3, 8, generator=generator).argsort(-1)[:, :4]
+        entropy = torch.rand(3, 4, generator=generator) * 9
+        blank = torch.rand(3, 4, generator=generator) < 0.7
+        memory.write(index, places, entropy, blank)
+
+        written = entropy[blank].mean().item()
+        mean = written if step == 0 else 0.99 * mean + 0.01 * written
+        for row in range(3):
+            for j in range(4):
+                if blank[row, j]:
+                    remembered[index[row].item(), places[row, j].item()] = entropy[row, j].item()
+
+    rows = torch.tensor([4, 0, 5, 1])
+    values, known = memory.read(rows)
+    for i, row in enumerate(rows.tolist()):
+        for place in range(8):
+            expected = remembered.get((row, place), mean)
+            assert known[i, place] == ((row, place) in remembered)
+            assert math.isclose(values[i, place], expected, abs_tol=0.01), "float16 of at most 9 nats"
+    assert 0 < known.sum() < known.numel(), "both kinds of tokens must have been read"
+
+
+def test_memory_knows_nothing_at_first():
+    values, known = EntropyMemory(4, 8, "cpu").read(torch.tensor([2, 3]))
+    assert not known.any()
+    assert (values == 0).all(), "all alike, so that the first masks are random"
