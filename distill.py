@@ -170,12 +170,10 @@ class Distillation(train.Pretraining):
         for tensor in self.teacher.state_dict().values():
             key.update(tensor.cpu().numpy())
         path = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.npy"
-        with train.process_0_first():
-            if not path.exists():
-                print(
-                    f"entropies of the teacher: {passes} forward passes per row, kept in {path}", flush=True
-                )
-                bert.atomic_write(path, self.write_entropies)
+        if self.rank == 0 and not path.exists():
+            print(f"entropies of the teacher: {passes} passes over the text, kept in {path}", flush=True)
+            bert.atomic_write(path, self.write_entropies)
+        self.sum_over_processes(torch.zeros(1, device=self.device))  # the others wait
         return np.load(path, mmap_mode="r")
 
     def write_entropies(self, file):
