@@ -121,7 +121,7 @@ def test_memory_returns_what_was_last_written_and_the_running_mean_elsewhere():
     memory = EntropyMemory(6, 8, "cpu")
     remembered = {}
     mean = 0.0
-    for step in range(10):
+    for step in range(5):
         index = torch.randperm(6, generator=generator)[:3]
         places = torch.rand(3, 8, generator=generator).argsort(-1)[:, :4]
         entropy = torch.rand(3, 4, generator=generator) * 9
@@ -136,16 +136,15 @@ def test_memory_returns_what_was_last_written_and_the_running_mean_elsewhere():
                     remembered[index[row].item(), places[row, j].item()] = entropy[row, j].item()
 
     rows = torch.tensor([4, 0, 5, 1])
-    values, known = memory.read(rows)
+    values = memory.read(rows)
     for i, row in enumerate(rows.tolist()):
         for place in range(8):
             expected = remembered.get((row, place), mean)
-            assert known[i, place] == ((row, place) in remembered)
             assert math.isclose(values[i, place], expected, abs_tol=0.01), "float16 of at most 9 nats"
-    assert 0 < known.sum() < known.numel(), "both kinds of tokens must have been read"
+    known = sum((row, place) in remembered for row in rows.tolist() for place in range(8))
+    assert 5 < known < 27, "remembered tokens and others must both have been read"
 
 
-def test_memory_knows_nothing_at_first():
-    values, known = EntropyMemory(4, 8, "cpu").read(torch.tensor([2, 3]))
-    assert not known.any()
-    assert (values == 0).all(), "all alike, so that the first masks are random"
+def test_an_empty_memory_finds_all_tokens_alike():
+    values = EntropyMemory(4, 8, "cpu").read(torch.tensor([2, 3]))
+    assert (values == values[0, 0]).all() and values.isfinite().all(), "so that the first masks are random"
