@@ -1,6 +1,6 @@
 """The exercises of a course: one table for the handout, its assignment sheet and the points pytest prints.
 
-A new exercise is a row here and the test file it names; `python tests/handout.py --check` then proves both.
+A new exercise is a row here and the test file it names; `handout.py --check` then proves both.
 """
 
 import re
@@ -23,8 +23,8 @@ class Exercise:
 
     @property
     def tests(self) -> str:
-        """Name of the test file, as in test_exercise_3_layer.py."""
-        return f"test_exercise_{self.number}_{self.title.split()[-1].lower()}.py"
+        """The test file, as in tests/course/test_exercise_3_layer.py."""
+        return f"tests/course/test_exercise_{self.number}_{self.title.split()[-1].lower()}.py"
 
     @property
     def command(self) -> str:
@@ -76,7 +76,7 @@ EXERCISES = (
         "The tied head",
         "model.py",
         ("MaskedLMHead.__init__", "MaskedLMHead.forward"),
-        10,
+        5,
         "Checkpoints fix the names: `self.transform`, a ModuleDict of `dense` (Linear, H to H) and "
         "`LayerNorm` (with `eps=config.layer_norm_eps`); `self.decoder` (Linear, H to V, with a bias) and "
         "`self.bias`. To tie is to assign, two names for one parameter: `self.bias` is `self.decoder.bias`, "
@@ -90,10 +90,13 @@ EXERCISES = (
         5,
         "Entropy",
         "masking.py",
-        ("prediction_entropy",),
-        10,
+        ("prediction_entropy", "blank_entropy"),
+        15,
         "Take the maximum of each row off first, and compute in float32. Where p is 0, p times log p "
-        "counts as 0.",
+        "counts as 0. For `blank_entropy` two helpers are there: `as_places` says where the candidates "
+        "are, `entropy_at` reads the model at these places alone, without gradient and dropout; torch's "
+        "`scatter` then puts what was found back to its places. Rows with fewer candidates than others are "
+        "read at some other places too: these must be 0 in the end.",
         "Model A wavers between two words, half and half. Model B is 99% sure of one word and spreads the "
         "rest evenly over 8,191 others. Which has the higher entropy, and by what factor?",
     ),
@@ -157,7 +160,7 @@ EXERCISES = (
         "glue_eval.py",
         ("accuracy", "f1_score", "matthews_corrcoef", "pearsonr", "spearmanr"),
         10,
-        "`as_pair` checks the input and `ratio` decides what 0 / 0 is. Equal values share the mean of the "
+        "`as_pair` checks the input and `ratio` makes 0 / 0 a 0. Equal values share the mean of the "
         "ranks they take up: `np.unique` counts them.",
         "90% of the rows are class 1, and a guess says 1 for a random 90% of them, blindly. What are "
         "accuracy, F1 and Matthews correlation? Predict, then draw 100,000 rows. Which would you report?",
@@ -187,7 +190,7 @@ def assignment() -> str:
         "becomes of special cases, stands in the tests. Write them. No other code needs a change, and no",
         "exercise needs another, so the order is yours. A test that fails says what it expected, and pytest",
         "ends with your points: the share of an exercise's tests that pass. When all do, `pytest` tries the",
-        "whole program, `python train.py` trains your BERT. Allow five to seven hours with the questions.",
+        "whole program, `python train.py` trains your BERT. Allow six to eight hours with the questions.",
         "Before all this: `pip install -r requirements.txt`.",
         "",
         "| | exercise | write | in | test with | points |",
@@ -198,8 +201,9 @@ def assignment() -> str:
         lines.append(f"| {e.number} | {e.title} | {functions} | `{e.file}` | `{e.command}` | {e.points} |")
     lines += [
         "",
-        "All of them: `pytest -k exercise`. The tests are in `tests/test_exercise_*.py`: read them. To name",
-        f"the file, `pytest tests/{EXERCISES[0].tests}`, is quicker: `-k` looks through all files first.",
+        "All of them: `pytest tests/course`. Read the tests: they say in figures what the docstrings say in",
+        f"words. To name the file, `pytest {EXERCISES[0].tests}`, is quicker: `-k` looks",
+        "through all files first.",
         "",
         "**Hints, and one question each: write your prediction down, then run.** Questions 6 to 9 train a",
         "model, for which exercises 1 to 9 must be solved: `python train.py` takes about three minutes on",
@@ -224,9 +228,10 @@ def scoreboard(stats: dict) -> list[str]:
             outcomes.setdefault(Path(file).name, {})[test.partition("[")[0]] = outcome
     lines, total, possible = [], 0, 0
     for e in EXERCISES:
-        found = list(outcomes.get(e.tests, {}).values())
+        path = Path(__file__).with_name(Path(e.tests).name)
+        found = list(outcomes.get(path.name, {}).values())
         if found:
-            text = (Path(__file__).parent / e.tests).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
             count = len(re.findall(r"^def test_", text, re.M)) - found.count("skipped")
             passed = found.count("passed")
             points = e.points * passed // max(1, count)

@@ -1,9 +1,9 @@
 """The course kit: the students' version of this repository, made from the solution, which carries no markers.
 
-python tests/handout.py --out FOLDER            the exercises of exercises.py
-python tests/handout.py --bug 3 --out FOLDER    "find the bug": all works but for bug 3 of bugs.py
-python tests/handout.py --bug 3 --show          the answer, for the teacher
-python tests/handout.py --check                 proof that exercises and bugs are what the tables say
+python tests/course/handout.py --out FOLDER            the exercises of exercises.py
+python tests/course/handout.py --bug 3 --out FOLDER    "find the bug": all works except for bug 3 of bugs.py
+python tests/course/handout.py --bug 3 --show          the answer, for the teacher
+python tests/course/handout.py --check                 proof that exercises and bugs are what the tables say
 """
 
 import argparse
@@ -22,8 +22,8 @@ from pathlib import Path
 from bugs import BUGS
 from exercises import EXERCISES, assignment
 
-PROJECT = Path(__file__).resolve().parent.parent
-TEACHERS = ("handout.py", "bugs.py", "test_handout.py")  # no student gets these
+PROJECT = Path(__file__).resolve().parents[2]
+TEACHERS = ("handout.py", "bugs.py", "test_handout.py")  # no student gets these, nor this folder's README
 FIND_THE_BUG = """\
 ## Find the bug
 
@@ -33,7 +33,7 @@ One thing is wrong in one of the five programs (`*.py`): a bug that projects rea
    the first that fails). Read what a failing test expected.
 2. Find the line. Say what it computes, what it should compute, and which test told you.
 3. What would a training run with this bug look like? Would you have noticed without the test?
-4. Mend it: all tests pass.
+4. Fix it: all tests pass.
 
 """
 
@@ -90,13 +90,15 @@ def readme(sheet: str) -> str:
 
 def write(folder: Path, changed: dict, left_out=TEACHERS):
     """Copy the project into an empty folder, with {file: text} in place of what those files hold."""
-    files = [*PROJECT.glob("*.py"), *(PROJECT / "tests").glob("*.py")]
-    files += [PROJECT / name for name in ("README.md", "requirements.txt", ".gitignore", ".ruff.toml")]
-    (folder / "tests").mkdir(parents=True)
+    names = ("README.md", "requirements.txt", ".gitignore", ".ruff.toml", "tests/README.md")
+    files = [PROJECT / name for name in names]
+    files += [*PROJECT.glob("*.py"), *PROJECT.glob("tests/*.py")]
+    files += [path for path in PROJECT.glob("tests/lab/**/*.*") if path.is_file() and path.suffix != ".pyc"]
+    files += [path for path in PROJECT.glob("tests/course/*.py") if path.name not in left_out]
     for path in files:
-        name = path.relative_to(PROJECT)
-        if path.name not in left_out:
-            shutil.copyfile(path, folder / name)
+        target = folder / path.relative_to(PROJECT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     for file, text in changed.items():
         (folder / file).write_bytes(text.encode())
 
@@ -110,14 +112,14 @@ def outcomes(tests, changed: dict, *options) -> dict:
     with tempfile.TemporaryDirectory() as work:
         write(Path(work) / "copy", changed)
         printed = subprocess.run(
-            [*command, *options, *(f"tests/{name}" for name in sorted(tests))],
+            [*command, *options, *sorted(tests)],
             cwd=Path(work) / "copy",
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": "", "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
         ).stdout
     found = {name: [] for name in tests}
-    for outcome, name in re.findall(r"^(PASSED|FAILED|ERROR) tests/(\w+\.py)", printed, re.M):
+    for outcome, name in re.findall(r"^(PASSED|FAILED|ERROR) (tests/[\w/]+\.py)", printed, re.M):
         found[name].append(outcome)
     return found
 

@@ -1,7 +1,6 @@
 """Exercise 10, metrics by hand, against worked examples, scikit-learn and SciPy."""
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -89,13 +88,6 @@ def test_pearson_of_a_worked_example():
     assert got == pytest.approx(4 / math.sqrt(2 * 14)), f"expected 4 / sqrt(2 14) = 0.756, not {got:.3f}"
 
 
-def with_warnings(metric, labels, guesses):
-    """What a metric returns, and what it warns of."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        return metric(labels, guesses), [str(warning.message) for warning in said]
-
-
 @pytest.mark.parametrize(
     "metric, labels, guesses",
     [
@@ -105,22 +97,22 @@ def with_warnings(metric, labels, guesses):
         (glue.spearmanr, [1.0, 2.0, 3.0], [2.7, 2.7, 2.7]),
     ],
 )
-def test_a_degenerate_case_is_zero_and_said_aloud(metric, labels, guesses):
-    got, said = with_warnings(metric, labels, guesses)
+def test_nothing_over_nothing_is_zero(metric, labels, guesses):
+    try:
+        got = metric(labels, guesses)
+    except ZeroDivisionError:
+        pytest.fail(f"{metric.__name__} is 0 / 0 here and was divided: `ratio` makes it 0")
     assert got == 0, f"{metric.__name__} is 0 / 0 here: expected 0, not {got}"
-    assert any("counts as 0" in text for text in said), (
-        f"0 / 0 counts as 0 and a warning says so, which `ratio` does: the warnings were {said}"
-    )
 
 
 def test_a_constant_is_constant_in_spite_of_rounding():
     constant = [2.7, 2.7, 2.7]
     assert np.mean(constant) != 2.7, "this test needs a mean that is rounded"
     for lists in (([1, 2, 4], constant), (constant, [1, 2, 4])):
-        got, said = with_warnings(glue.pearsonr, *lists)
-        assert got == 0 and said, (
-            f"one list is 2.7 throughout: expected 0 and a warning, not {got} and {said}. Its mean is "
-            "rounded, so 2.7 - mean is not 0: test for a constant, or subtract the first element first"
+        got = glue.pearsonr(*lists)
+        assert got == 0, (
+            f"one list is 2.7 throughout: expected 0 and not {got}. Its mean is rounded, so 2.7 - mean is "
+            "not 0: test for a constant, or subtract the first element first"
         )
 
 
@@ -139,12 +131,10 @@ def test_metrics_agree_with_scikit_learn(classes):
     rng = np.random.default_rng(classes)
     for size in (2, 5, 50, 1000):
         y, p = rng.integers(0, classes, (2, size))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            assert glue.accuracy(y, p) == pytest.approx(sklearn.accuracy_score(y, p))
-            assert glue.matthews_corrcoef(y, p) == pytest.approx(sklearn.matthews_corrcoef(y, p), abs=1e-12)
-            if classes == 2:
-                assert glue.f1_score(y, p) == pytest.approx(sklearn.f1_score(y, p, zero_division=0))
+        assert glue.accuracy(y, p) == pytest.approx(sklearn.accuracy_score(y, p))
+        assert glue.matthews_corrcoef(y, p) == pytest.approx(sklearn.matthews_corrcoef(y, p), abs=1e-12)
+        if classes == 2:
+            assert glue.f1_score(y, p) == pytest.approx(sklearn.f1_score(y, p, zero_division=0))
 
 
 def test_correlations_agree_with_scipy_with_many_ties():

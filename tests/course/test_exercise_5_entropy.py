@@ -1,11 +1,12 @@
-"""Exercise 5, entropy: how unsure is a prediction, whatever the size of its logits? H = -sum_v p_v log p_v"""
+"""Exercise 5, entropy: how unsure is a prediction, and a model of the tokens it cannot see? -sum p log p"""
 
 import math
 
 import pytest
 import torch
+from torch import nn
 
-from masking import prediction_entropy
+from masking import blank_entropy, prediction_entropy
 
 
 def by_definition(logits):
@@ -93,4 +94,99 @@ def test_bfloat16_logits_are_computed_in_float32():
     logits = torch.randn(8, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
     assert torch.allclose(prediction_entropy(logits).double(), by_definition(logits), atol=1e-4), (
         "bfloat16 keeps three digits: a sum over 1,000 words needs float32"
+    )
+
+
+# ---- the blank reading: hide tokens, and ask the model how unsure it is of each ----
+
+MASK = 1
+
+
+class Model(nn.Module):
+    """Stands for a masked LM: each token's logits depend on all tokens that are read, and on where it is."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(20, 20)
+        self.places = nn.Embedding(6, 20)
+        self.block = nn.Sequential(nn.Linear(20, 20), nn.Dropout(dropout))
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        read = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        x = self.words(input_ids)
+        mean = (x * read[..., None]).sum(1, keepdim=True) / read.sum(1)[:, None, None]
+        x = x + 2 * mean + self.places.weight
+        if token_type_ids is not None:
+            x = x + token_type_ids[..., None] * self.places.weight[0]
+        return self.block(x)
+
+
+IDS = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 11, 12, 13, 14, 3], [2, 15, 16, 17, 18, 3]])
+CANDIDATES = torch.tensor([[0, 1, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+
+
+@pytest.mark.parametrize("width", [None, 3, 5])
+def test_all_candidates_of_a_row_are_hidden_together(width):
+    model = Model().eval()
+    got = blank_entropy(model, IDS, CANDIDATES, MASK, width)
+    assert got.shape == IDS.shape, f"rows [B, T] have entropies [B, T], not {list(got.shape)}"
+    expected = by_definition(model(IDS.masked_fill(CANDIDATES, MASK)))
+    seen = by_definition(model(IDS))
+    alone = torch.stack(
+        [by_definition(model(IDS.index_fill(1, torch.tensor(i), MASK)))[:, i] for i in range(6)]
+    )
+    other = {"of tokens that are seen: replace the candidates by mask_token_id first": seen}
+    other["of candidates hidden one by one: hide all of them in one forward pass"] = alone.T
+    for row, place in CANDIDATES.nonzero().tolist():
+        like = [name for name, value in other.items() if abs(got - value)[CANDIDATES].max() < 1e-4]
+        assert got[row, place].item() == pytest.approx(expected[row, place].item(), abs=1e-4), (
+            f"row {row}, place {place}, width {width}: expected {expected[row, place]:.4f} nats, not "
+            f"{got[row, place]:.4f}" + "".join(f"; these are the entropies {name}" for name in like)
+        )
+
+
+@pytest.mark.parametrize("width", [None, 3, 5])
+def test_what_is_no_candidate_has_entropy_zero(width):
+    got = blank_entropy(Model(), IDS, CANDIDATES, MASK, width)
+    assert (got[~CANDIDATES] == 0).all(), (
+        f"width {width}: expected 0 at places that are no candidates, not {got.tolist()}. Row 1 has one "
+        "candidate and row 2 none, so `as_places` gives them other places too"
+    )
+
+
+def test_rows_and_candidates_stay_as_they_were():
+    ids, candidates = IDS.clone(), CANDIDATES.clone()
+    blank_entropy(Model(), ids, candidates, MASK)
+    assert torch.equal(ids, IDS), (
+        "input_ids were changed in place: what is hidden now is still to be trained on"
+    )
+    assert torch.equal(candidates, CANDIDATES), "candidates were changed in place"
+
+
+def test_padding_and_segments_reach_the_model():
+    model, segments = Model().eval(), torch.tensor([0, 0, 0, 1, 1, 1]).expand(3, 6)
+    real = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
+    blanked = IDS.masked_fill(CANDIDATES, MASK)
+    got = blank_entropy(model, IDS, CANDIDATES, MASK, attention_mask=real)
+    expected = by_definition(model(blanked, real))
+    assert torch.allclose(got[CANDIDATES].double(), expected[CANDIDATES], atol=1e-4), (
+        "the model read the padding: give it attention_mask=attention_mask"
+    )
+    got = blank_entropy(model, IDS, CANDIDATES, MASK, token_type_ids=segments)
+    expected = by_definition(model(blanked, token_type_ids=segments))
+    assert torch.allclose(got[CANDIDATES].double(), expected[CANDIDATES], atol=1e-4), (
+        "the model did not see token_type_ids: pass on **inputs"
+    )
+
+
+def test_reading_is_no_training():
+    model = Model(dropout=0.5).train()
+    got = blank_entropy(model, IDS, CANDIDATES, MASK)
+    assert not got.requires_grad, "entropies only choose the masks: no gradient flows through them"
+    assert torch.equal(got, blank_entropy(model, IDS, CANDIDATES, MASK)), (
+        "two readings of the same rows differ: dropout was on"
+    )
+    assert all(module.training for module in model.modules()), (
+        "afterwards the model must be in training mode again"
     )

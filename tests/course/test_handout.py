@@ -109,19 +109,20 @@ def test_a_handout_lacks_the_exercises_and_nothing_else(copy, file):
 
 
 def test_a_handout_has_what_students_need_and_no_answers(copy):
-    tests = {path.name for path in (copy / "tests").iterdir()}
-    assert {"conftest.py", "exercises.py", *(e.tests for e in EXERCISES)} < tests
-    assert not tests & {"handout.py", "bugs.py", "test_handout.py"}
-    assert (copy / "requirements.txt").is_file()
+    course = {path.relative_to(copy).as_posix() for path in (copy / "tests/course").iterdir()}
+    assert course == {"tests/course/exercises.py", *(e.tests for e in EXERCISES)}, "more or fewer than needed"
+    for file in ("requirements.txt", "tests/conftest.py", "tests/test_model_encoder.py"):
+        assert (copy / file).is_file(), f"a handout lacks {file}"
     sheet = (copy / "README.md").read_text(encoding="utf-8")
     for e in EXERCISES:
         for text in (e.title, e.command, e.hint, e.question, *e.functions):
             assert text in sheet, f"the assignment sheet lacks {text!r}"
-    assert "For courses" not in sheet, "commands of files that a handout does not have"
+    assert "handout.py" not in sheet, "a command of a file that a handout does not have"
 
 
 def test_the_command_of_the_sheet_selects_one_exercise():
-    files = {path.name for path in (handout.PROJECT / "tests").glob("test_*.py")}
+    paths = (handout.PROJECT / "tests").rglob("test_*.py")
+    files = {path.relative_to(handout.PROJECT).as_posix() for path in paths}
     for e in EXERCISES:
         chosen = [file for file in files if e.command.split()[-1] in file]
         assert chosen == [e.tests], f"{e.command} runs {chosen}"
@@ -139,22 +140,22 @@ def test_points_are_the_share_of_tests_that_pass(copy, tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-k", chosen]
     printed = subprocess.run(command, cwd=tmp_path / "student", capture_output=True, text=True).stdout
     lines = [" ".join(line.split()) for line in printed.splitlines()]
-    assert "exercise 5 Entropy 10 of 10 points, 10 of 10 tests pass" in lines, printed
+    assert "exercise 5 Entropy 15 of 15 points, 15 of 15 tests pass" in lines, printed
     assert "exercise 6 Selection 15 of 20 points, 10 of 13 tests pass" in lines, printed
     assert "exercise 8 Loss 0 of 5 points, 0 of 10 tests pass" in lines, printed
-    assert "total 25 of 35 points" in lines, printed
+    assert "total 30 of 40 points" in lines, printed
 
 
 class Report:
     def __init__(self, test):
-        self.nodeid = f"tests/test_exercise_5_entropy.py::{test}"
+        self.nodeid = f"tests/course/test_exercise_5_entropy.py::{test}"
 
 
 def test_a_test_with_one_failing_case_and_a_test_that_did_not_run_give_no_points():
     stats = {"passed": [Report("test_a[1]"), Report("test_b")], "failed": [Report("test_a[2]")]}
-    assert "1 of  10 points, 1 of 10 tests" in exercises.scoreboard(stats)[0]
+    assert "1 of  15 points, 1 of 15 tests" in exercises.scoreboard(stats)[0]
     stats = {"passed": [Report("test_a")], "skipped": [Report("test_b")]}
-    assert "1 of  10 points, 1 of 9 tests" in exercises.scoreboard(stats)[0], "a skipped test does not count"
+    assert "1 of  15 points, 1 of 14 tests" in exercises.scoreboard(stats)[0], "a skipped test does not count"
     assert exercises.scoreboard({"passed": []}) == []
 
 
@@ -190,9 +191,9 @@ def test_a_copy_with_a_bug_differs_in_one_place_and_says_not_where(tmp_path, cap
             wrong[name.as_posix()] = path.read_text(encoding="utf-8")
     bug = bugs.BUGS[2]
     assert wrong.keys() == {bug.file, "README.md"}
-    assert wrong[bug.file].replace(bug.new, bug.old) == handout.read(bug.file)
+    assert wrong[bug.file] == bug.new.join(handout.read(bug.file).split(bug.old))
     assert "## Find the bug" in wrong["README.md"] and bug.title not in wrong["README.md"]
-    assert not {"bugs.py", "handout.py"} & {path.name for path in (tmp_path / "bug/tests").iterdir()}
+    assert not {"bugs.py", "handout.py"} & {path.name for path in tmp_path.rglob("*")}
     assert bug.title not in capsys.readouterr().out
 
 
