@@ -322,8 +322,7 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
     Position p starts as sinusoids (sin w_i p, cos w_i p) of random frequencies w_i: two positions are similar
     only if they are the same (random features, Rahimi & Recht 2007). "d places further" is a rotation R_d of
     every pair, so a head with key = pairs and query = R_d pairs looks at p + d; the heads get d = -1, +1, -2,
-    +2, ... Values are an orthogonal map and the output its transpose, so the neighbour's vector arrives as
-    it is. In place; architecture and file format stay BERT's.
+    +2, ... Values are an orthogonal map, the output its transpose: the neighbour's vector arrives as it is.
     """
     config, attn = bert.config, bert.encoder["layer"][0].attention
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
@@ -452,9 +451,9 @@ def read_weights(folder) -> dict[str, torch.Tensor]:
 def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     """The tokenizer of a folder (tokenizer.json, else vocab.txt), or of a vocabulary file, a piece per line.
 
-    The ids are those of AutoTokenizer in `transformers` 5, which takes only words from tokenizer.json: how
-    text is treated, tokenizer_config.json says, or it is as in BERT uncased; `lowercase` overrides both. Ids
-    are 0 to get_vocab_size() - 1. ValueError for what is damaged, or what would be read differently there.
+    Its ids are those of AutoTokenizer in `transformers` 5: only words come from tokenizer.json, and text is
+    treated as tokenizer_config.json says, by default as in BERT uncased; `lowercase` overrides both. The ids
+    are 0 to get_vocab_size() - 1. Raises ValueError for what is damaged, or would be read differently there.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -462,26 +461,27 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
         path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"
     whole = read_json(path) if path.suffix == ".json" else {}
     names = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
-    found = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
-    config, settings, special = [found.get(name, {}) for name in names]
+    config, settings, older = [read_json(folder / n) if (folder / n).is_file() else {} for n in names]
 
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class") or "BertTokenizer"
+    if kind not in ("BertTokenizer", "BertTokenizerFast"):
+        raise ValueError(f"{folder}: its tokenizer is a {kind}; only BertTokenizer is read here")
     model = whole.get("model", {}).get("type", "WordPiece")
-    if kind not in ("BertTokenizer", "BertTokenizerFast") or model != "WordPiece":
-        raise ValueError(f"{folder} has a {kind} of {model}; only BertTokenizer, WordPiece is read here")
+    if model != "WordPiece":
+        raise ValueError(f"{path} holds a {model} vocabulary; only WordPiece is read here")
 
-    # Words that are looked for before text is split: one list counts, and other files may only repeat it.
+    # Added words are found before text is split. One list defines them; other settings may only repeat it.
     words = {word.pop("id"): word for word in whole.get("added_tokens", [])}
     words = settings.get("added_tokens_decoder", words)
-    known = [*SPECIAL_TOKENS, *(word["content"] for word in words.values()), False]
-    for key, value in [*settings.items(), *special.items()]:
-        for word in value if isinstance(value, list) else [value]:
-            if isinstance(word, dict) and not word.get("normalized"):
-                word = word.get("content")
-            if key.endswith(("_token", "_tokens")) and word not in known:
-                raise ValueError(f"{folder}: {key} says {word!r}, which added_tokens_decoder does not have")
-    if (folder / "added_tokens.json").is_file() and "added_tokens_decoder" not in settings:
-        raise ValueError(f"{folder}: added_tokens.json is not read; save the tokenizer with transformers 5")
+    if "added_tokens_decoder" not in settings:
+        settings |= older
+        if (folder / "added_tokens.json").is_file():
+            raise ValueError(f"{folder}: added_tokens.json is not read; save it anew with transformers 5")
+    known = [*SPECIAL_TOKENS, *(word["content"] for word in words.values()), False]  # False: a switch
+    for key, value in settings.items():
+        named = value if isinstance(value, list) else [value]
+        if key.endswith(("_token", "_tokens")) and not all(word in known for word in named):
+            raise ValueError(f"{folder}: {key} is {value!r}, which is not in added_tokens_decoder")
 
     rules = {"lowercase": settings.get("do_lower_case", True) if lowercase is None else lowercase}
     rules |= {"strip_accents": settings.get("strip_accents")}
@@ -495,9 +495,7 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
 
     ids = tokenizer.get_vocab()
     if not set(SPECIAL_TOKENS) <= set(ids):
-        raise ValueError(
-            f"{path} lacks one of {' '.join(SPECIAL_TOKENS)}: it is no vocabulary of BERT's kind"
-        )
+        raise ValueError(f"{path} lacks one of {' '.join(SPECIAL_TOKENS)}: is it BERT's vocabulary?")
     if "" in ids or sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(f"{path}: pieces are blank, repeated, or not numbered from 0 without gaps")
     return Tokenizer.from_str(tokenizer.to_str())
