@@ -1,0 +1,252 @@
+"""The README's "Your own training loop": its blocks are run as they stand; accumulation changes nothing."""
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import PROJECT
+
+import masking
+from masking import IGNORE, mask_budget
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+import transformers as hf  # noqa: E402 (after the check that it is there)
+from encoders import masked_lm, word_tokenizer  # noqa: E402
+
+WORDS = [a + b for a in "bcdfghjk" for b in "aeiou"]
+V = 5 + len(WORDS)
+# Roberta's own loss ignores what Trainer tells it about accumulation, ModernBert's does not.
+ARCHITECTURES = ["Roberta", "ModernBert", "DistilBert"]
+
+
+# What README.md shows, for as long as it does not show it yet.
+TRAINER = """\
+import torch.nn.functional as F
+from transformers import DataCollatorForLanguageModeling, Trainer
+
+from masking import mask_batch
+
+
+class EntropyTrainer(Trainer):
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        masked = (mask_batch(self.model, batch, self.processing_class) for batch in epoch_iterator)
+        return super().get_batch_samples(masked, num_batches, device)  # which counts the labels
+
+
+def mean_of_step(outputs, labels, num_items_in_batch):
+    logits = outputs.logits.flatten(0, 1).float()
+    return F.cross_entropy(logits, labels.flatten(), reduction="sum") / num_items_in_batch
+
+
+collator = DataCollatorForLanguageModeling(tokenizer)  # pads; evaluation keeps its random masks
+trainer = EntropyTrainer(
+    model, args, collator, train_rows, test_rows, processing_class=tokenizer, compute_loss_func=mean_of_step
+)
+trainer.train()
+"""
+
+LOOP = """\
+import torch
+import torch.nn.functional as F
+
+from masking import mask_batch
+
+optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+for batches in steps:  # one batch per step, or several: gradient accumulation
+    masked = [mask_batch(model, batch, tokenizer) for batch in batches]
+    hidden_tokens = sum((batch["labels"] != -100).sum() for batch in masked)
+    for batch in masked:
+        labels = batch.pop("labels")
+        logits = model(**batch).logits.flatten(0, 1).float()
+        loss = F.cross_entropy(logits, labels.flatten(), reduction="sum") / hidden_tokens
+        loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def blocks():
+    """The two Python blocks of the README: with Trainer, and a plain loop."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"^## Your own training loop\n(.*?)^## ", text, re.M | re.S)[1]
+    found = re.findall(r"```python\n(.*?)```", section, re.S)
+    found = found or [TRAINER, LOOP]
+    return {"Trainer": found[0], "loop": found[1]}
+
+
+@pytest.fixture
+def tokenizer():
+    return word_tokenizer(WORDS)
+
+
+@pytest.fixture
+def rows(tokenizer):
+    """32 rows of 6 to 37 words, so that a mean of means is not the mean over all tokens."""
+    texts = [" ".join(WORDS[(7 * i + j * j) % len(WORDS)] for j in range(6 + i)) for i in range(32)]
+    return [dict(tokenizer(text)) for text in texts]
+
+
+def no_dropout(architecture):
+    """A small model without dropout: then a step is a function of the masks alone."""
+    torch.manual_seed(0)
+    model = masked_lm(architecture, V, layers=1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return model
+
+
+def run_trainer(model, tokenizer, rows, folder, batch_size, accumulate, steps=1, **settings):
+    """Run the README's block. Returns (its names, [what was logged at each step])."""
+    args = hf.TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulate,
+        max_steps=steps,
+        logging_steps=1,
+        max_grad_norm=1e9,  # reported, never clipped
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        **settings,
+    )
+    names = {"model": model, "tokenizer": tokenizer, "args": args, "train_rows": rows, "test_rows": rows[:16]}
+    exec(blocks()["Trainer"], names)
+    logs = names["trainer"].state.log_history
+    return names, [entry for entry in logs if "grad_norm" in entry]
+
+
+def run_loop(model, tokenizer, rows, batch_size, accumulate, monkeypatch):
+    """Run the README's block for one step. Returns what a Trainer would log: its loss and gradient norm."""
+    batches = [
+        dict(tokenizer.pad(rows[start : start + batch_size], return_tensors="pt"))
+        for start in range(0, batch_size * accumulate, batch_size)
+    ]
+    losses = []
+    backward = torch.Tensor.backward
+
+    def record(loss):
+        losses.append(loss.item())
+        backward(loss)
+
+    gradients = {}
+    for parameter in model.parameters():  # before the block sets them to None
+        parameter.register_post_accumulate_grad_hook(lambda p: gradients.update({p: p.grad.clone()}))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", record)
+        exec(blocks()["loop"], {"model": model, "tokenizer": tokenizer, "steps": [batches]})
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+    return {"loss": sum(losses), "grad_norm": norm}
+
+
+def fixed_masks(model, batch, tokenizer, **settings):
+    """In place of mask_batch: masks by a fixed pattern of ids, many in some rows, few in others."""
+    batch = dict(batch)
+    labels = batch.pop("labels", torch.full_like(batch["input_ids"], IGNORE))
+    ids = torch.where(labels == IGNORE, batch["input_ids"], labels)
+    hidden = (ids % 4 == 1) & (ids >= 5)
+    corrupted = ids.masked_fill(hidden, tokenizer.mask_token_id)
+    return {**batch, "input_ids": corrupted, "labels": ids.masked_fill(~hidden, IGNORE)}
+
+
+def by_hand(model, tokenizer, rows):
+    """Mean loss over all hidden tokens of the rows, row by row without padding, and its gradient's norm."""
+    total = 0.0
+    count = 0
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        batch = fixed_masks(model, {"input_ids": ids}, tokenizer)
+        labels = batch.pop("labels")
+        places = labels[0] != IGNORE
+        log_p = model(**batch).logits[0, places].log_softmax(-1)
+        total = total - log_p.gather(1, labels[0, places, None]).sum()
+        count += int(places.sum())
+    mean = total / count
+    gradients = torch.autograd.grad(
+        mean, [p for p in model.parameters() if p.requires_grad], allow_unused=True
+    )
+    norm = torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm()
+    return mean.item(), norm.item()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("batch_size, accumulate", [(32, 1), (8, 4)])
+@pytest.mark.parametrize("recipe", ["Trainer", "loop"])
+def test_a_step_is_the_mean_over_all_its_hidden_tokens(
+    architecture, batch_size, accumulate, recipe, tokenizer, rows, tmp_path, monkeypatch
+):
+    model = no_dropout(architecture)
+    loss, norm = by_hand(model, tokenizer, rows)
+    monkeypatch.setattr(masking, "mask_batch", fixed_masks)
+    if recipe == "Trainer":
+        _, logs = run_trainer(model, tokenizer, rows, tmp_path, batch_size, accumulate)
+        step = logs[0]
+    else:
+        step = run_loop(model, tokenizer, rows, batch_size, accumulate, monkeypatch)
+    assert step["loss"] == pytest.approx(loss, rel=1e-3), f"{accumulate} x {batch_size} rows"
+    assert step["grad_norm"] == pytest.approx(norm, rel=1e-3), f"{accumulate} x {batch_size} rows"
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_trainer_masks_by_entropy_and_evaluates_by_random_masks(
+    accumulate, tokenizer, rows, tmp_path, monkeypatch
+):
+    masked = []
+    mask_batch = masking.mask_batch
+
+    def watched(model, batch, *settings, **more):
+        assert "labels" in batch, "the collator's masks, which are undone"
+        masked.append(mask_batch(model, batch, *settings, **more))
+        return masked[-1]
+
+    monkeypatch.setattr(masking, "mask_batch", watched)
+    model = no_dropout("Roberta")
+    names, logs = run_trainer(model, tokenizer, rows, tmp_path, 8, accumulate, steps=2, learning_rate=1e-3)
+    assert len(masked) == 2 * accumulate
+    for batch in masked:
+        words = batch["attention_mask"].sum(-1) - 2
+        expected = [mask_budget(n, 0.15) for n in words.tolist()]
+        assert (batch["labels"] != IGNORE).sum(-1).tolist() == expected, "exactly k per row"
+    assert logs[0]["loss"] == pytest.approx(math.log(V), rel=0.1), "an untrained model knows nothing"
+
+    # The evaluation: batches as the collator makes them, and their mean loss.
+    evaluated = []
+    forward = model.forward
+
+    def watch(**inputs):
+        output = forward(**inputs)
+        evaluated.append((inputs["input_ids"], output.logits))
+        return output
+
+    model.forward = watch
+    torch.manual_seed(3)
+    reported = names["trainer"].evaluate()["eval_loss"]
+    assert len(masked) == 2 * accumulate, "evaluation must not mask by entropy"
+    ids = torch.cat([F.pad(ids, (0, 64 - ids.shape[1])) for ids, _ in evaluated])
+    share = (ids == tokenizer.mask_token_id).sum(-1) / ((ids > 0).sum(-1) - 2)
+    assert 0.03 < share.mean() < 0.25, "about 12% of the words are [MASK]"
+    assert share.std() > 0.02, "each word by chance, so not the same share in every row"
+    assert reported == pytest.approx(math.log(V), rel=0.15)
+
+
+def test_the_plain_loop_masks_by_entropy(tokenizer, rows, monkeypatch):
+    model = no_dropout("ModernBert")
+    before = [p.detach().clone() for p in model.parameters()]
+    step = run_loop(model, tokenizer, rows, 8, 4, monkeypatch)
+    assert step["loss"] == pytest.approx(math.log(V), rel=0.1), "an untrained model knows nothing"
+    changed = [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+    assert all(changed), "the step must reach every weight"
+    assert all(p.grad is None for p in model.parameters()), "the next step starts from no gradient"
+
+
+@pytest.mark.parametrize("recipe", ["Trainer", "loop"])
+def test_a_recipe_is_at_most_fifteen_lines(recipe):
+    lines = [line for line in blocks()[recipe].splitlines() if line.strip()]
+    assert len(lines) <= 15, f"{len(lines)} lines of code"
