@@ -374,8 +374,8 @@ def read_json(path) -> dict:
 
 def explain(error: Exception) -> str:
     """What to tell the user of a program that ends with this error; raises it again where that is a bug."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"  # without Python's "[Errno 21]"
+    if isinstance(error, OSError) and error.strerror:  # str(error) would begin with "[Errno 21]"
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, (OSError, ValueError)):
         return str(error)
     if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|enough memory", str(error)):
@@ -422,7 +422,7 @@ def read_torch(path):
 def read_weights(folder) -> dict[str, torch.Tensor]:
     """The tensors of a folder, float32, under today's names; those of the encoder start with "bert.".
 
-    Raises ValueError where a file is missing or damaged, or where two tensors that are tied here differ.
+    Raises ValueError where a file is missing or damaged, or where two tensors that are one here differ.
     """
     folder = Path(folder)
     stems = ("model.safetensors", "pytorch_model.bin")

@@ -190,6 +190,7 @@ def test_what_a_user_reads_names_the_file_and_the_reason(tmp_path):
         with pytest.raises(OSError) as caught:
             action()
         assert explain(caught.value) == reason
+    assert explain(OSError(28, "No space left on device")) == "No space left on device"
     assert explain(ValueError("the file x is damaged")) == "the file x is damaged"
 
 
