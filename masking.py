@@ -10,10 +10,8 @@ One step of self-masking with the `blank` reading, for rows `ids` [B, T]:
     selected = select_positions("high", eligible, 0.15, entropy, candidates)    # the k it is least sure of
     corrupted, labels = corrupt(ids, selected, mask_token_id, vocab_size, special_ids)
 
-`mask_batch` does the same for a batch of your own training loop, whatever the encoder. This file needs
-nothing but PyTorch: copy it beside your own code.
-
-Shapes in the comments: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row.
+`mask_batch` does the same for a batch of your own training loop, whatever the encoder: this file needs
+nothing but PyTorch. Shapes: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row.
 """
 
 import html
@@ -81,15 +79,14 @@ def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """
     if "positions" in signature(model.forward).parameters:
         return model(input_ids, positions=places, **inputs)
-    picked = False
 
     def pick(layer, args):
-        nonlocal picked
         if args and args[0].shape[:2] == input_ids.shape:
-            picked = True
             return (pick_places(args[0], places), *args[1:])
 
-    last = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    last = None
+    if places.shape != input_ids.shape and hasattr(model, "get_output_embeddings"):
+        last = model.get_output_embeddings()
     hook = None if last is None else last.register_forward_pre_hook(pick)
     try:
         output = model(input_ids=input_ids, **inputs)
@@ -98,12 +95,14 @@ def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
             hook.remove()
 
     logits = getattr(output, "logits", output)
-    shape = places.shape if picked else input_ids.shape
-    if not isinstance(logits, torch.Tensor) or logits.dim() != 3 or logits.shape[:2] != shape:
+    found = getattr(logits, "shape", ())[:2]
+    if found == input_ids.shape:  # no hook was called
+        return pick_places(logits, places)
+    if found != places.shape:
         raise ValueError(
             f"{type(model).__name__} gives no logits [B, T, V]: a masked language model is needed"
         )
-    return logits if picked else pick_places(logits, places)
+    return logits
 
 
 def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
@@ -263,15 +262,15 @@ RULES |= {"mid": rule_mid, "both": rule_both, "sample": rule_sample}
 
 
 def select_positions(
-    rule: str,
-    eligible: torch.Tensor,
-    mask_ratio: float,
-    entropy: torch.Tensor | None = None,
-    candidates: torch.Tensor | None = None,
-    temperature: float = 1.0,
-    generator: torch.Generator | None = None,
-    random_share: float = 0.0,
-    word_start: torch.Tensor | None = None,
+    rule,
+    eligible,
+    mask_ratio,
+    entropy=None,
+    candidates=None,
+    temperature=1.0,
+    generator=None,
+    random_share=0.0,
+    word_start=None,
 ) -> torch.Tensor:
     """Pick exactly k = mask_budget(|E|, mask_ratio) positions of every row. Returns bool [B, T].
 
@@ -419,24 +418,15 @@ def vocabulary_of(tokenizer):
 
 
 def mask_batch(
-    model,
-    batch,
-    tokenizer,
-    rule: str = "sample",
-    mask_ratio: float = 0.15,
-    factor: float = 2.0,
-    scheme: str = "80-10-10",
-    eligible: torch.Tensor | None = None,
-    word_start: torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    model, batch, tokenizer, rule="sample", mask_ratio=0.15, scheme="80-10-10", eligible=None, word_start=None
 ) -> dict:
     """Mask a batch by the model's own entropy (blank reading), as a data collator does at random.
 
     model: any masked LM (see `visible_entropy`). batch: a mapping with input_ids [B, T] and what else the
     model takes; where a collator has masked it already, its labels undo that. tokenizer: transformers', or a
-    tokenizers.Tokenizer. factor: candidates per mask. eligible: bool [B, T], the only positions to mask;
-    padding and special tokens never are. word_start: bool [B, T], to mask whole words. Returns a dict, the
-    batch with new input_ids and labels. Raises ValueError where one of these does not fit.
+    tokenizers.Tokenizer. eligible: bool [B, T], the only positions to mask; padding and special tokens never
+    are. word_start: bool [B, T], to mask whole words. Returns a dict, the batch with new input_ids and
+    labels [B, T]. Raises ValueError where one of these does not fit.
     """
     batch = {name: value for name, value in batch.items() if name != "special_tokens_mask"}
     if "input_ids" not in batch:
@@ -460,12 +450,11 @@ def mask_batch(
     entropy = None
     candidates = None
     if rule != "random":
-        candidates = draw_candidates(allowed, mask_ratio, factor, generator, word_start)
-        width = candidate_budget(input_ids.shape[1], mask_ratio, factor)
+        candidates = draw_candidates(allowed, mask_ratio, word_start=word_start)
+        width = candidate_budget(input_ids.shape[1], mask_ratio, 2.0)
         entropy = blank_entropy(model, input_ids, candidates, mask_token_id, width, **batch)
-    choice = {"generator": generator, "word_start": word_start}
-    selected = select_positions(rule, allowed, mask_ratio, entropy, candidates, **choice)
-    corrupted, labels = corrupt(input_ids, selected, mask_token_id, vocab_size, special, scheme, generator)
+    selected = select_positions(rule, allowed, mask_ratio, entropy, candidates, word_start=word_start)
+    corrupted, labels = corrupt(input_ids, selected, mask_token_id, vocab_size, special, scheme)
     return {**batch, "input_ids": corrupted, "labels": labels}
 
 
@@ -487,7 +476,6 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
     eligible = eligible_positions(ids, [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")])
     if not eligible.any():
         raise ValueError("the text holds no token to mask")
-
     if reading == "visible":
         entropy = visible_entropy(model, ids)
     else:
