@@ -40,8 +40,8 @@ EXERCISES = (
         ("attention", "SelfAttention.forward"),
         10,
         "Give a key that may not be read the score -inf before the softmax. `self.fast` chooses "
-        "`F.scaled_dot_product_attention(q, k, v, attn_mask=..., dropout_p=...)` (but in "
-        "bfloat16 on a CPU, where the other is faster), otherwise your `attention`; a module knows by "
+        "`F.scaled_dot_product_attention(q, k, v, attn_mask=..., dropout_p=...)` (except "
+        "in bfloat16 on a CPU, where the other is faster), otherwise your `attention`; a module knows by "
         "`self.training` whether dropout is on.",
         "Draw ten random keys and a query of D normal numbers each. How large is the largest weight w of the "
         "ten for D = 4 and for D = 256, with and without the division by sqrt(D)? Take the mean over 1,000 "
@@ -120,7 +120,7 @@ EXERCISES = (
         "masking.py",
         ("eligible_positions", "corrupt"),
         10,
-        "One uniform number a token decides which of the three happens (`SCHEMES`). To draw among all "
+        "One uniform number per token decides which of the three happens (`SCHEMES`). To draw among all "
         "words but n special ones, draw among V - n and step over the special ones in increasing order. "
         "Work on copies.",
         "The held-out exam puts [MASK] in place of every hidden token. Which does better in it after 1,000 "
@@ -203,7 +203,7 @@ def assignment() -> str:
         "",
         "All of them: `pytest tests/course`. Read the tests: they say in figures what the docstrings say in",
         f"words. To name the file, `pytest {EXERCISES[0].tests}`, is quicker: `-k` looks",
-        "through all files first.",
+        "through all files first. With `-x` pytest stops at the first test that fails.",
         "",
         "**Hints, and one question each: write your prediction down, then run.** Questions 6 to 9 train a",
         "model, for which exercises 1 to 9 must be solved: `python train.py` takes about three minutes on",

@@ -122,24 +122,26 @@ class Model(nn.Module):
         return self.block(x)
 
 
-IDS = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 11, 12, 13, 14, 3], [2, 15, 16, 17, 18, 3]])
-CANDIDATES = torch.tensor([[0, 1, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+def rows():
+    """Token ids [3, 6] and candidates: three in the first row, one in the second, none in the third."""
+    ids = torch.tensor([[2, 7, 8, 9, 10, 3], [2, 11, 12, 13, 14, 3], [2, 15, 16, 17, 18, 3]])
+    candidates = torch.tensor([[0, 1, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0]])
+    return ids, candidates.bool()
 
 
 @pytest.mark.parametrize("width", [None, 3, 5])
 def test_all_candidates_of_a_row_are_hidden_together(width):
-    model = Model().eval()
-    got = blank_entropy(model, IDS, CANDIDATES, MASK, width)
-    assert got.shape == IDS.shape, f"rows [B, T] have entropies [B, T], not {list(got.shape)}"
-    expected = by_definition(model(IDS.masked_fill(CANDIDATES, MASK)))
-    seen = by_definition(model(IDS))
-    alone = torch.stack(
-        [by_definition(model(IDS.index_fill(1, torch.tensor(i), MASK)))[:, i] for i in range(6)]
-    )
-    other = {"of tokens that are seen: replace the candidates by mask_token_id first": seen}
-    other["of candidates hidden one by one: hide all of them in one forward pass"] = alone.T
-    for row, place in CANDIDATES.nonzero().tolist():
-        like = [name for name, value in other.items() if abs(got - value)[CANDIDATES].max() < 1e-4]
+    model, (ids, candidates) = Model().eval(), rows()
+    got = blank_entropy(model, ids.clone(), candidates.clone(), MASK, width)
+    assert got.shape == ids.shape, f"rows [B, T] have entropies [B, T], not {list(got.shape)}"
+    expected = by_definition(model(ids.masked_fill(candidates, MASK)))
+    alone = [by_definition(model(ids.index_fill(1, torch.tensor(i), MASK)))[:, i] for i in range(6)]
+    mistakes = {
+        "of tokens that are seen: replace the candidates by mask_token_id first": by_definition(model(ids)),
+        "of candidates hidden one by one: hide them all in one forward pass": torch.stack(alone, 1),
+    }
+    like = [name for name, value in mistakes.items() if (got - value)[candidates].abs().max() < 1e-4]
+    for row, place in candidates.nonzero().tolist():
         assert got[row, place].item() == pytest.approx(expected[row, place].item(), abs=1e-4), (
             f"row {row}, place {place}, width {width}: expected {expected[row, place]:.4f} nats, not "
             f"{got[row, place]:.4f}" + "".join(f"; these are the entropies {name}" for name in like)
@@ -148,43 +150,46 @@ def test_all_candidates_of_a_row_are_hidden_together(width):
 
 @pytest.mark.parametrize("width", [None, 3, 5])
 def test_what_is_no_candidate_has_entropy_zero(width):
-    got = blank_entropy(Model(), IDS, CANDIDATES, MASK, width)
-    assert (got[~CANDIDATES] == 0).all(), (
-        f"width {width}: expected 0 at places that are no candidates, not {got.tolist()}. Row 1 has one "
-        "candidate and row 2 none, so `as_places` gives them other places too"
+    ids, candidates = rows()
+    elsewhere = blank_entropy(Model(), ids, candidates, MASK, width)[~rows()[1]]
+    assert (elsewhere == 0).all(), (
+        f"width {width}: expected 0 at the {len(elsewhere)} places that are no candidates, and "
+        f"{int((elsewhere != 0).sum())} of them have an entropy. Row 1 has one candidate and row 2 none, so "
+        "`as_places` gives them other places too"
     )
 
 
 def test_rows_and_candidates_stay_as_they_were():
-    ids, candidates = IDS.clone(), CANDIDATES.clone()
+    ids, candidates = rows()
     blank_entropy(Model(), ids, candidates, MASK)
-    assert torch.equal(ids, IDS), (
-        "input_ids were changed in place: what is hidden now is still to be trained on"
+    assert torch.equal(ids, rows()[0]), (
+        "input_ids were changed in place: the model is still to be trained on what is hidden here"
     )
-    assert torch.equal(candidates, CANDIDATES), "candidates were changed in place"
+    assert torch.equal(candidates, rows()[1]), "candidates were changed in place"
 
 
 def test_padding_and_segments_reach_the_model():
-    model, segments = Model().eval(), torch.tensor([0, 0, 0, 1, 1, 1]).expand(3, 6)
+    model, (ids, candidates) = Model().eval(), rows()
+    blanked = ids.masked_fill(candidates, MASK)
     real = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
-    blanked = IDS.masked_fill(CANDIDATES, MASK)
-    got = blank_entropy(model, IDS, CANDIDATES, MASK, attention_mask=real)
+    got = blank_entropy(model, ids.clone(), candidates, MASK, attention_mask=real)
     expected = by_definition(model(blanked, real))
-    assert torch.allclose(got[CANDIDATES].double(), expected[CANDIDATES], atol=1e-4), (
+    assert torch.allclose(got[candidates].double(), expected[candidates], atol=1e-4), (
         "the model read the padding: give it attention_mask=attention_mask"
     )
-    got = blank_entropy(model, IDS, CANDIDATES, MASK, token_type_ids=segments)
+    segments = torch.tensor([0, 0, 0, 1, 1, 1]).expand(3, 6)
+    got = blank_entropy(model, ids.clone(), candidates, MASK, token_type_ids=segments)
     expected = by_definition(model(blanked, token_type_ids=segments))
-    assert torch.allclose(got[CANDIDATES].double(), expected[CANDIDATES], atol=1e-4), (
+    assert torch.allclose(got[candidates].double(), expected[candidates], atol=1e-4), (
         "the model did not see token_type_ids: pass on **inputs"
     )
 
 
 def test_reading_is_no_training():
     model = Model(dropout=0.5).train()
-    got = blank_entropy(model, IDS, CANDIDATES, MASK)
+    got = blank_entropy(model, *rows(), MASK)
     assert not got.requires_grad, "entropies only choose the masks: no gradient flows through them"
-    assert torch.equal(got, blank_entropy(model, IDS, CANDIDATES, MASK)), (
+    assert torch.equal(got, blank_entropy(model, *rows(), MASK)), (
         "two readings of the same rows differ: dropout was on"
     )
     assert all(module.training for module in model.modules()), (
