@@ -4,6 +4,7 @@ import csv
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,26 @@ def distil(corpus, cache, tmp_path, teacher):
         return launch_distillation(*given, "--cache", cache, "--out", tmp_path / out, *options)
 
     return run_distillation
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory):
+    """Runs in processes of their own, which may be killed: see nursery.py."""
+    if not hasattr(os, "fork"):
+        pytest.skip("these tests fork and kill processes, which this system cannot")
+    from nursery import Nursery
+
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port at which nobody listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 # ---- what a run leaves ----

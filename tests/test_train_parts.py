@@ -1,104 +1,19 @@
-"""The parts of pretraining: text and its split, rows, random streams, warm-ups, FLOPs."""
+"""The parts of pretraining: options, rows, random streams, the loss, warm-ups, hardware."""
 
-import gzip
-import lzma
+import argparse
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
 
 import train
-from model import BertConfig, BertForMaskedLM
 
-
-def text_of(ids, tokenizer):
-    return tokenizer.decode(ids.tolist(), skip_special_tokens=False)
-
-
-def prepare(tmp_path, text, **options):
-    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    o = train.Options(
-        corpus=[str(tmp_path / "text.txt")],
-        cache=str(tmp_path / "cache"),
-        vocab_size=200,
-        seq_len=8,
-        **options,
-    )
-    return train.prepare_text(o)
-
-
-PAIRS = [(a, b) for a in ("ann", "bob", "cyd", "dan", "eva") for b in "abcdefghijklmnopqrst"]
-DOCUMENTS = [
-    [f"{a} {b} {a} {verb} number {i}{a}" for verb in ("sings", "sleeps", "walks")]
-    for i, (a, b) in enumerate(PAIRS)
-]
-TEXT = "\n\n".join("\n".join(document) for document in DOCUMENTS)
-
-
-def test_no_paragraph_is_on_both_sides_of_the_split(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "HELD_OUT", 0.3)
-    shared = "this paragraph stands in every document ."
-    repeated = "\n\n".join(
-        "\n".join([*document, shared, f"See also chapter {i}."]) for i, document in enumerate(DOCUMENTS)
-    )
-    tokenizer, learn, held, facts = prepare(tmp_path, repeated)
-    one, other = text_of(learn, tokenizer), text_of(held, tokenizer)
-    assert (one + other).count("paragraph stands") == 1, (
-        "a duplicate paragraph must be kept once, on one side"
-    )
-    assert (one + other).count("see also") == 1, "paragraphs that differ in digits alone are duplicates"
-    assert facts["duplicates"] == 2 * (len(DOCUMENTS) - 1) and facts["paragraphs"] == 5 * len(DOCUMENTS)
-    for document in DOCUMENTS:
-        sides = {side for side, text in (("train", one), ("held out", other)) for p in document if p in text}
-        assert len(sides) == 1, f"a document is on {sides}: the split is by document"
-    assert 0.1 < len(held) / (len(held) + len(learn)) < 0.5
-
-
-def test_mask_written_in_a_text_stays_text(tmp_path):
-    tokenizer, learn, held, _ = prepare(tmp_path, TEXT + "\n\n[MASK] and [SEP] are words here")
-    for token in ("[MASK]", "[SEP]", "[CLS]", "[PAD]"):
-        assert tokenizer.token_to_id(token) not in np.concatenate((learn, held)), (
-            f"{token} in a corpus is no special token"
-        )
-
-
-def test_a_corpus_of_one_document_holds_out_its_end(tmp_path):
-    _, learn, held, _ = prepare(tmp_path, TEXT.replace("\n\n", "\n"))
-    assert len(held) >= 6 and len(learn) > 10 * len(held)
-
-
-@pytest.mark.parametrize("pack", [gzip.open, lzma.open])
-def test_compressed_text_is_read_like_plain_text(tmp_path, pack):
-    (tmp_path / "a.txt").write_text(TEXT)
-    packed = tmp_path / ("a.txt.gz" if pack is gzip.open else "a.txt.xz")
-    with pack(packed, "wt") as file:
-        file.write(TEXT)
-    assert (
-        list(train.read_documents([packed])) == list(train.read_documents([tmp_path / "a.txt"])) == DOCUMENTS
-    )
-
-
-def test_the_cache_is_used_again_and_depends_on_content(tmp_path, monkeypatch):
-    first = prepare(tmp_path, TEXT)
-    calls = []
-    monkeypatch.setattr(train, "tokenise", lambda *a: calls.append(a))
-    again = prepare(tmp_path, TEXT)
-    assert not calls and np.array_equal(first[1], again[1]), (
-        "the same text and vocabulary must not be tokenised twice"
-    )
-    with pytest.raises((TypeError, OSError)):
-        prepare(tmp_path, TEXT + " more")
-    assert calls, "another text must not be served from the cache of the first"
-
-
-def test_an_interrupted_tokenisation_leaves_no_cache(tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "tokenise", stop)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path, TEXT)
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"]
+# ---- rows and random numbers ----
 
 
 def test_rows_are_packed_without_padding():
@@ -109,27 +24,35 @@ def test_rows_are_packed_without_padding():
 
 @pytest.mark.parametrize("rows", [7, 64, 100])
 def test_every_epoch_visits_every_row_once(rows):
-    o = train.Options(batch_size=8)
+    o = argparse.Namespace(seed=0, batch_size=8)
     visits = np.concatenate([train.rows_of_step(o, step, rows) for step in range(100)])
     for epoch in range(len(visits) // rows):
-        assert sorted(visits[epoch * rows : (epoch + 1) * rows]) == list(range(rows)), (
-            "data skipped or replayed"
-        )
+        seen = sorted(visits[epoch * rows : (epoch + 1) * rows])
+        assert seen == list(range(rows)), "data skipped or replayed"
     assert not np.array_equal(visits[:rows], visits[rows : 2 * rows]), "epochs have their own order"
 
 
-def test_streams_are_independent_of_each_other():
-    seeds = {
-        train.stream(seed, purpose, step)
-        for seed in (0, 1)
-        for purpose in ("order", "masks")
-        for step in (0, 1)
-    }
-    assert len(seeds) == 8
-    assert train.stream(0, "masks", 5) == train.stream(0, "masks", 5)
+def test_seeds_of_different_purposes_and_steps_differ():
+    purposes = ("weights", "order", "masks", "dropout")
+    seeds = {train.seed_for(seed, p, step) for seed in (0, 1) for p in purposes for step in (0, 1)}
+    assert len(seeds) == 16
+    assert train.seed_for(0, "masks", 5) == train.seed_for(0, "masks", 5)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 50), (700, 900)], ids=["one slice", "two slices"])
+# ---- the loss ----
+
+
+def test_the_loss_is_minus_the_sum_of_log_p_at_the_masked_places():
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[4, -100, 0], [-100, -100, 6]])
+    p = logits.double().softmax(-1)
+    masked = [(0, 0, 4), (0, 2, 0), (1, 2, 6)]
+    loss, right = train.mlm_loss(logits, labels)
+    assert loss.item() == pytest.approx(-sum(p[place].log().item() for place in masked))
+    assert right == sum(p[b, t].argmax() == word for b, t, word in masked)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 50), (700, 900)], ids=["one slice", "several slices"])
 def test_the_fast_loss_equals_the_plain_one_and_knows_the_entropy(shape):
     rng = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(shape, generator=rng)
@@ -152,36 +75,104 @@ def test_the_fast_loss_has_the_gradient_of_its_loss():
     assert torch.autograd.gradcheck(lambda z: train.MaskedLoss.apply(z, labels)[0], logits)
 
 
+# ---- the schedule ----
+
+
 @pytest.mark.parametrize("value, steps", [(0, 0), (0.1, 100), (0.25, 250), (1, 1), (400, 400)])
 def test_warm_ups_are_a_share_below_one_and_a_number_from_one(value, steps):
     assert train.as_steps(value, 1000) == steps
 
 
-def test_flops_equal_those_that_torch_counts():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    config = BertConfig.preset("tiny", vocab_size=1000, fast_attention=False)
-    model = BertForMaskedLM(config)
-    with FlopCounterMode(display=False) as counter:
-        model(
-            torch.zeros(4, 64, dtype=torch.long), positions=torch.zeros(4, 16, dtype=torch.long)
-        ).sum().backward()
-    assert 3 * train.forward_flops(config, 64, 0.25) * 4 * 64 == pytest.approx(
-        counter.get_total_flops(), rel=0.02
-    )
-
-
-def test_builtin_corpus_is_prose(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "__file__", np.__file__)  # the standard library and numpy are enough here
-    path = train.builtin_corpus(tmp_path)
-    text = path.read_text(encoding="utf-8")
-    assert 2e6 < len(text) < 2e7
-    assert "\n>>>" not in text, "code examples are dropped"
-    assert text.count(" the ") > 20_000
-    assert train.builtin_corpus(tmp_path) == path
+def options(*argv):
+    """The options of a run, defaults filled in."""
+    parser = train.make_parser("test")
+    o = parser.parse_args(list(map(str, argv)))
+    train.check(o, parser, 1)
+    return o
 
 
 def test_larger_models_have_a_lower_default_learning_rate():
-    assert [train.Options(size=size).lr for size in ("tiny", "mini")] == [1e-3, 1e-3]
-    assert [train.Options(size=size).lr for size in ("small", "medium", "base")] == [5e-4, 5e-4, 5e-4]
-    assert train.Options(size="base", lr=1e-3).lr == 1e-3, "a rate that is given counts"
+    rates = {size: options("--size", size).lr for size in ("tiny", "mini", "small", "medium", "base")}
+    assert rates == {"tiny": 1e-3, "mini": 1e-3, "small": 5e-4, "medium": 5e-4, "base": 5e-4}
+    assert options("--size", "base", "--lr", 1e-3).lr == 1e-3, "a rate that is given counts"
+
+
+def test_a_checkpoint_to_continue_gets_the_rate_of_fine_tuning(teacher):
+    assert options("--from", teacher).lr == 5e-5, "1e-3 would undo what was learned"
+    assert options("--from", teacher, "--lr", 1e-4).lr == 1e-4
+
+
+# ---- hardware ----
+
+
+class Card:
+    """Stands in for CUDA with one card; bfloat16 can be multiplied, imitated, or not at all."""
+
+    def __init__(self, monkeypatch, bfloat16: str):
+        def supported(including_emulation=True):
+            return bfloat16 == "multiplied" or (bfloat16 == "imitated" and including_emulation)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        empty = lambda size, device: SimpleNamespace(device=torch.device(device))  # noqa: E731
+        monkeypatch.setattr(torch, "empty", empty)
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", self.set_precision)
+        self.precision = "highest"
+
+    def set_precision(self, precision):
+        self.precision = precision
+
+
+RULES = [("multiplied", torch.bfloat16), ("imitated", torch.float16), ("unknown", torch.float16)]
+
+
+@pytest.mark.parametrize("bfloat16, best", RULES, ids=["H100", "T4", "V100"])
+def test_auto_is_bfloat16_where_a_card_multiplies_it_and_else_float16(bfloat16, best, monkeypatch):
+    card = Card(monkeypatch, bfloat16)
+    assert train.pick_hardware("auto", "auto") == (torch.device("cuda:0"), best)
+    assert card.precision == "high", "products that stay float32 use TF32 on a card"
+    assert train.pick_hardware("cuda", "float32") == (torch.device("cuda:0"), torch.float32)
+    assert train.pick_hardware("cpu", "auto")[1] != torch.float16, "a processor imitates it, slowly"
+
+
+def test_every_process_of_torchrun_gets_its_own_card(monkeypatch):
+    Card(monkeypatch, "multiplied")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert train.pick_hardware("auto", "auto")[0] == torch.device("cuda:3")
+
+
+@pytest.mark.parametrize("multiplied, best", [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_on_a_processor_is_bfloat16_only_where_it_is_multiplied(multiplied, best, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplied)
+    assert train.pick_hardware("cpu", "auto") == (torch.device("cpu"), best)
+    assert torch.get_float32_matmul_precision() == "highest", "TF32 is for CUDA alone"
+
+
+def test_a_device_that_cannot_be_used_is_refused():
+    with pytest.raises(ValueError, match="--device warp cannot be used"):
+        train.pick_hardware("warp", "auto")
+
+
+# A program that stops where torch is about to be imported, and says what is set by then.
+STOP_AT_TORCH = """
+import importlib.abc, os, runpy, sys
+class Stop(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            sys.exit(os.environ["GOMP_SPINCOUNT"] + " " + os.environ["KMP_BLOCKTIME"])
+sys.meta_path.insert(0, Stop())
+sys.path.insert(0, sys.argv[1])
+runpy.run_module(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("program", ["train", "distill", "glue_eval"])
+def test_threads_are_told_not_to_wait_busily_before_torch_is_imported(program):
+    command = [sys.executable, "-c", STOP_AT_TORCH, str(PROJECT), program]
+    ours = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    }
+    for given, expected in (({}, "1000 0"), ({"GOMP_SPINCOUNT": "7"}, "7 0")):
+        done = subprocess.run(command, capture_output=True, text=True, env=ours | given)
+        assert done.stderr.strip() == expected, "what the user has set counts"

@@ -1,117 +1,106 @@
-"""Whole runs of train.py: files, exact resume, accumulation, processes, what is learned, bad input."""
+"""Whole runs of train.py: files, exact resume, accumulation, processes, what is learned, what is refused."""
 
-import csv
 import json
-import lzma
 import math
 import os
 import random
 import re
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROJECT, SMALL
+from conftest import NO_VOCAB, PROJECT, SMALL, as_if_killed, launch, log, same, weights
 
 import train as program
 from masking import RULES, blank_entropy
-from model import BertForMaskedLM, load_tokenizer
+from model import SPECIAL_TOKENS, BertForMaskedLM, load_tokenizer
 
-
-def weights(folder):
-    return torch.load(folder / "pytorch_model.bin", weights_only=True)
-
-
-def log(folder, without=("seconds", "tokens_per_second")):
-    with open(folder / "log.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
-
-
-def same(one, other):
-    """Whether two runs ended with the same bits and logged the same figures."""
-    a, b = weights(one), weights(other)
-    return all(torch.equal(a[name], b[name]) for name in a) and log(one) == log(other)
+# ---- what a run writes and says ----
 
 
 def test_a_run_writes_a_folder_that_transformers_opens(train, tmp_path, capsys):
-    train("--steps", 4)
-    out = tmp_path / "out"
-    names = {"config.json", "pytorch_model.bin", "tokenizer.json", "vocab.txt", "tokenizer_config.json"}
+    out = tmp_path / "my runs" / "one's"
+    train("--steps", 4, out=out)
+    names = {"config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json"}
     assert names | {"checkpoint.pt", "log.csv", "args.json"} <= {path.name for path in out.iterdir()}
     record = json.loads((out / "args.json").read_text())
     assert record["options"]["steps"] == 4 and record["versions"]["torch"] == torch.__version__
-    assert float(log(out)[-1]["held_out_loss"]) > 0
+
     printed = capsys.readouterr().out
-    for word in ("model ", "tokens ", "floor ", "held-out loss", "best ", "guesses", "next "):
+    for word in ("model ", "text ", "words ", "masks ", "floor ", "held-out loss", "best ", "guess", "next "):
         assert word in printed, f"the reader should see {word!r}"
+    (command,) = re.findall("next +(.*)", printed)
+    assert str(out) in shlex.split(command), "the command can be pasted, whatever the folder's name"
+
     transformers = pytest.importorskip("transformers")
-    theirs, ours = (
-        transformers.BertForMaskedLM.from_pretrained(out).eval(),
-        BertForMaskedLM.from_pretrained(out),
-    )
+    theirs = transformers.BertForMaskedLM.from_pretrained(out).eval()
+    ours = BertForMaskedLM.from_pretrained(out)
     ids = torch.tensor([load_tokenizer(out).encode("barn cost dump").ids])
     assert (ours(ids) - theirs(ids).logits).abs().max() <= 1e-5 * ours(ids).abs().max()
 
 
+def held_out_loss(run) -> float:
+    """The exam by its definition: a guess for each hidden token, in float64."""
+    corrupted, places, labels = run.exam
+    with torch.no_grad():
+        log_p = run.model.eval()(corrupted).double().log_softmax(-1)
+    of_places = log_p[torch.arange(len(places))[:, None], places]
+    return -of_places.gather(-1, labels[..., None]).mean().item()
+
+
+def test_the_log_begins_with_what_was_there_before_the_first_step(train, tmp_path):
+    run = train("--lr", 1e-12)  # nothing changes
+    first, *_, last = log(tmp_path / "out")
+    assert first["step"] == "0" and first["loss"] == first["masked_per_row"] == "", "nothing was trained yet"
+    assert float(first["held_out_loss"]) == pytest.approx(held_out_loss(run), rel=1e-4)
+    assert first["held_out_loss"][:6] == last["held_out_loss"][:6]
+    corrupted, places, labels = run.exam
+    counts = torch.bincount(torch.from_numpy(run.train_ids.astype("int64")), minlength=len(run.vocab)) + 1.0
+    floor = -(counts / counts.sum()).log()[labels].mean().item()
+    assert run.floor == pytest.approx(floor, rel=1e-5), "the loss of one that knows word frequencies only"
+    assert (corrupted.gather(1, places) == run.mask).all(), "the exam hides every token it asks for"
+
+
+# ---- exact resume ----
+
 CHOICES = [("--masking", "random"), ("--masking", "random", "--whole-word"), ("--reading", "visible")]
-CHOICES += [("--select", rule) for rule in RULES if rule != "random"]
-CHOICES += [("--reading", "memory"), ("--reading", "memory", "--entropy-every", 2, "--select", "high")]
-CHOICES += [("--random-share", 0.5), ("--whole-word",), ("--corruption", "100-0-0"), ("--mask-ratio", 0.4)]
-CHOICES += [
-    ("--select", "sample", "--select-temperature", 0.5),
-    ("--candidates", 3),
-    ("--init", "normal"),
-    ("--dropout", 0.1),
-]
+CHOICES += [("--select", rule) for rule in RULES if rule not in ("random", "sample")]
+CHOICES += [("--reading", "memory"), ("--whole-word", "--random-share", 0.5), ("--accumulate", 2)]
+CHOICES += [("--corruption", "100-0-0", "--mask-ratio", 0.4, "--candidates", 1.5)]
+CHOICES += [("--select-temperature", 0.5, "--init", "normal", "--dropout", 0.1)]
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: " ".join(map(str, choice)))
 def test_every_choice_runs_and_resumes_to_the_same_bits(train, tmp_path, choice):
-    choice = (*choice, "--entropy-warmup", 2) if choice[:2] != ("--masking", "random") else choice
+    if choice[:2] != ("--masking", "random"):
+        choice = (*choice, "--entropy-warmup", 2)
     train(*choice, out="whole")
-    stopped = program.Pretraining.update
+    as_if_killed(tmp_path / "whole", tmp_path / "broken")
+    resumed = train("--resume", out="broken")
+    assert [line["step"] for line in resumed.log] == [0, 4, 8]
+    assert same(tmp_path / "whole", tmp_path / "broken"), "8 steps must equal 4 steps, a kill, and 4 steps"
 
-    def stop_after_step_6(self):
-        stopped(self)
+
+def test_what_a_ctrl_c_says_can_be_pasted_and_continues_to_the_same_bits(train, tmp_path, monkeypatch):
+    train(out="whole")
+    update = program.Pretraining.update
+
+    def stop_in_step_7(self):
         if self.step == 6:
-            os.kill(os.getpid(), signal.SIGINT)
+            raise KeyboardInterrupt
+        update(self)
 
-    try:
-        program.Pretraining.update = stop_after_step_6
-        with pytest.raises(SystemExit, match="--resume --out .* goes on"):
-            train(*choice, out="broken")
-    finally:
-        program.Pretraining.update = stopped
-    train("--resume", out="broken")
-    assert same(tmp_path / "whole", tmp_path / "broken"), "8 steps must equal 6 steps, a stop, and 2 steps"
-
-
-def test_kill_9_and_resume_equals_an_unbroken_run(train, tmp_path, corpus, cache):
-    train("--steps", 40, "--eval-every", 5, out="whole")
-    command = [
-        sys.executable,
-        PROJECT / "train.py",
-        "--corpus",
-        corpus,
-        "--cache",
-        cache,
-        "--out",
-        tmp_path / "broken",
-    ]
-    command += [*SMALL, "--steps", "40", "--eval-every", "5"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "broken" / "checkpoint.previous.pt").exists():
-        time.sleep(0.01)
-        assert process.poll() in (None, 0)
-    process.kill()
-    process.wait()
-    train("--resume", out="broken")
-    assert same(tmp_path / "whole", tmp_path / "broken")
+    monkeypatch.setattr(program.Pretraining, "update", stop_in_step_7)
+    with pytest.raises(SystemExit, match="continues from the last evaluation") as stop:
+        train(out="broken run")
+    monkeypatch.setattr(program.Pretraining, "update", update)
+    advice = shlex.split(stop.value.code.partition("python ")[2])
+    assert advice[1:4] == ["--resume", "--out", str(tmp_path / "broken run")]
+    train("--resume", out="broken run")
+    assert same(tmp_path / "whole", tmp_path / "broken run"), "8 steps must equal 6, a stop, and 4 more"
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(train, tmp_path, capsys):
@@ -122,19 +111,52 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(train, tmp_path, 
     content[len(content) // 2] ^= 255  # one flipped byte
     damaged.write_bytes(content)
     train("--resume", out="broken")
-    assert "checkpoint.pt is damaged" in capsys.readouterr().err
+    assert f"{damaged} is damaged" in capsys.readouterr().err
     assert same(tmp_path / "whole", tmp_path / "broken")
     for path in (damaged, tmp_path / "broken" / "checkpoint.previous.pt"):
         path.write_bytes(b"")
-    with pytest.raises(SystemExit, match="no checkpoint of this program to resume from"):
+    with pytest.raises(SystemExit, match="broken holds no checkpoint to resume from"):
         train("--resume", out="broken")
+
+
+def test_other_options_or_another_text_are_refused_on_resume(train, tmp_path, corpus):
+    text = tmp_path / "text.txt"
+    shutil.copy(corpus, text)
+    train(text=text)
+    before = weights(tmp_path / "out")
+    with pytest.raises(SystemExit, match="add --resume, or choose another --out"):
+        train(text=text)
+    with pytest.raises(SystemExit, match="out began with another .*lr"):
+        train("--resume", "--lr", 0.5)
+    text.write_text(corpus.read_text() + "barn cost dump .\n")
+    with pytest.raises(SystemExit, match="out began with another text"):
+        train("--resume")
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "out").items())
+
+
+def test_a_run_moved_to_another_folder_continues_there(train, tmp_path):
+    train(out="whole")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "whole").iterdir()}
+    as_if_killed(tmp_path / "whole", tmp_path / "elsewhere")
+    train("--resume", out="elsewhere")
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "whole").iterdir()}
+    assert before == after, "a copy of a run must not write to the folder it was copied from"
+    assert same(tmp_path / "whole", tmp_path / "elsewhere")
+
+
+# ---- a step ----
 
 
 def test_gradients_of_pieces_add_up_to_the_mean_over_the_steps_masked_tokens(train, tmp_path, monkeypatch):
     # Whole words give the pieces unequal numbers of masks: a mean of means would weigh them wrongly.
-    gradients, masks, rng = [], [], random.Random(0)
-    words = ("".join(rng.choices("abcdefgh", k=rng.randint(8, 12))) for _ in range(6000))
+    gradients = []
+    masks = []
+    rng = random.Random(0)
+    words = ("".join(rng.choices("abcdefgh", k=rng.randint(2, 4))) for _ in range(6000))
     (tmp_path / "words.txt").write_text(" ".join(words))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join([*SPECIAL_TOKENS, *"abcdefgh", *(f"##{c}" for c in "abcdefgh")])
+    )
 
     def step(optimizer):
         gradients.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
@@ -147,197 +169,194 @@ def test_gradients_of_pieces_add_up_to_the_mean_over_the_steps_masked_tokens(tra
 
     monkeypatch.setattr(program.Pretraining, "loss", loss)
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    options = ("--masking", "random", "--whole-word", "--vocab", tmp_path / "vocab.txt", "--steps", 1)
     for pieces in (1, 4):
-        train(
-            "--masking",
-            "random",
-            "--whole-word",
-            "--accumulate",
-            pieces,
-            "--steps",
-            1,
-            out=f"p{pieces}",
-            text=tmp_path / "words.txt",
-        )
+        train(*options, "--accumulate", pieces, out=f"p{pieces}", text=tmp_path / "words.txt", small=NO_VOCAB)
     assert masks[0] == sum(masks[1:]) and len(set(masks[1:])) > 1, f"the pieces should be unequal: {masks}"
     for whole, in_pieces in zip(*gradients, strict=True):
         assert (whole - in_pieces).abs().max() <= 1e-4 * whole.abs().max() + 1e-8
 
 
-@pytest.mark.parametrize("reading", ["random", "blank", "memory"])
-def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, reading):
-    options = ["--masking", "random"]
-    if reading != "random":
-        options = ["--reading", reading, "--entropy-warmup", "2", "--max-tokens", "600"]
-    train(*options, out="one")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--standalone",
-        PROJECT / "train.py",
-    ]
-    command += ["--corpus", corpus, "--cache", cache, "--out", tmp_path / "two", *SMALL, *options]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+PROCESSES = {
+    "random": ["--masking", "random"],
+    "blank": ["--accumulate", "2", "--entropy-warmup", "2"],
+    "memory": ["--reading", "memory", "--entropy-warmup", "2", "--max-tokens", "600"],
+}
+
+
+@pytest.mark.parametrize("reading", PROCESSES)
+def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, nursery, free_port, reading):
+    given = ["--corpus", corpus, "--cache", cache, *SMALL, *PROCESSES[reading]]
+    nursery.complete("train.py", [*given, "--out", tmp_path / "one"])
+    nursery.together("train.py", [*given, "--out", tmp_path / "two"], 2, free_port)
+    one = weights(tmp_path / "one")
+    two = weights(tmp_path / "two")
     # Sums in another order round differently, and Adam makes a step of either sign of a gradient near 0:
     # so single weights may differ, but not many, and the losses agree.
     gap = sum((one[name] - two[name]).abs().sum().item() for name in one)
     size = sum(tensor.numel() for tensor in one.values())
     assert gap / size < 2e-6, f"weights differ by {gap / size:.1e} on average after 8 steps of up to 1e-3"
-    assert float(log(tmp_path / "one")[-1]["loss"]) == pytest.approx(
-        float(log(tmp_path / "two")[-1]["loss"]), rel=1e-4
+    losses = [float(log(tmp_path / name)[-1]["loss"]) for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_torchrun_starts_a_run_and_ends_it(tmp_path, corpus, cache):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += [PROJECT / "train.py", "--corpus", corpus, "--cache", cache, "--out", tmp_path / "out"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *SMALL, "--steps", "2"], capture_output=True, text=True, timeout=200, env=environment
     )
+    assert done.returncode == 0 and done.stdout.count("best  ") == 1, done.stderr[-2000:]
+    assert json.loads((tmp_path / "out" / "args.json").read_text())["processes"] == 2
 
 
 def test_memory_keeps_the_entropy_of_every_blank_and_chooses_by_it(train, monkeypatch):
     # The table by hand: a dictionary from (row, place) to the entropy of the last time [MASK] stood there.
-    table, chosen, level = {}, [], [0.0]
-    loss, select = program.Pretraining.loss, program.masking.select_positions
+    table = {}
+    chosen = []
+    level = [0.0]  # the running mean
+    loss = program.Pretraining.loss
+    select = program.masking.select_positions
+
+    def rows(self):
+        return program.rows_of_step(self.o, self.step, self.row_count).tolist()
 
     def recorded(self, ids, places, labels):
         result = loss(self, ids, places, labels)
         with torch.no_grad():
             p = self.model(ids, positions=places).double().softmax(-1)
+        entropies = -(p * p.log()).sum(-1)
         seen = []
-        for row, some, values in zip(rows(self), places.tolist(), -(p * p.log()).sum(-1), strict=True):
-            for place, entropy in zip(some, values.tolist(), strict=True):
-                if ids[rows(self).index(row), place] == self.mask:
+        for b, row in enumerate(rows(self)):
+            for place, entropy in zip(places[b].tolist(), entropies[b].tolist(), strict=True):
+                if ids[b, place] == self.mask:
                     table[row, place] = entropy
                     seen.append(entropy)
         mean = sum(seen) / len(seen)
         level[0] = 0.99 * level[0] + 0.01 * mean if level[0] else mean
         return result
 
-    def rows(self):
-        return program.rows_of_step(self.o, self.step, self.row_count).tolist()
-
-    def picked(rule, eligible, ratio, entropy=None, *others, **settings):
+    def checked(rule, eligible, ratio, entropy=None, *others, **settings):
         if entropy is not None:
             chosen.append(entropy)
         return select(rule, eligible, ratio, entropy, *others, **settings)
 
-    def checked(self, ids, index, rng, choose=program.Pretraining.choose):
-        expected = [
-            [table.get((row, place), level[0]) for place in range(ids.shape[1])] for row in rows(self)
-        ]
-        count, selected = len(chosen), choose(self, ids, index, rng)
+    def choose(self, ids, index, rng, original=program.Pretraining.choose):
+        width = ids.shape[1]
+        expected = [[table.get((row, place), level[0]) for place in range(width)] for row in rows(self)]
+        count = len(chosen)
+        selected = original(self, ids, index, rng)
         for entropy in chosen[count:]:
             gap = (entropy - torch.tensor(expected)).abs().max().item()
             assert gap < 0.01, f"{gap} nats: never a blank counts as the running mean; float16 keeps 3 digits"
         return selected
 
     monkeypatch.setattr(program.Pretraining, "loss", recorded)
-    monkeypatch.setattr(program.Pretraining, "choose", checked)
-    monkeypatch.setattr(program.masking, "select_positions", picked)
-    run = train("--reading", "memory", "--entropy-warmup", 4, "--max-tokens", 720, "--steps", 12)
+    monkeypatch.setattr(program.Pretraining, "choose", choose)
+    monkeypatch.setattr(program.masking, "select_positions", checked)
+    train("--reading", "memory", "--entropy-warmup", 4, "--max-tokens", 720, "--steps", 12)
     assert len(chosen) == 8, "random masks for 4 steps, then remembered ones"
-    assert 0 < run.log[-1]["remembered_share"] <= 1
+    assert len(table) > 100
 
 
-def test_masking_rules_see_the_same_rows_in_the_same_order(train):
-    runs = []
+def test_masking_rules_see_the_same_rows_in_the_same_order(train, monkeypatch):
     original = program.take_rows
-    for options in (
-        ("--masking", "random"),
-        ("--entropy-warmup", 0),
-        ("--reading", "visible", "--select", "low"),
-    ):
+    runs = []
+    rules = [("--masking", "random"), ("--entropy-warmup", 0), ("--reading", "visible", "--select", "low")]
+    for options in rules:
         seen = []
-        program.take_rows = lambda ids, index, *a, seen=seen: (
-            seen.append(index.tolist()),
-            original(ids, index, *a),
-        )[1]
+
+        def take(ids, index, *given, seen=seen):
+            seen.append(index.tolist())
+            return original(ids, index, *given)
+
+        monkeypatch.setattr(program, "take_rows", take)
         train(*options, out="-".join(map(str, options)))
         runs.append(seen)
-    program.take_rows = original
-    assert runs[0] == runs[1] == runs[2], (
-        "runs that differ in their masking rule alone must see the same rows"
-    )
+    assert runs[0] == runs[1] == runs[2], "runs that differ in their masks alone must see the same rows"
 
 
-def test_teacher_masking_and_continued_pretraining(train, tmp_path):
-    train(out="teacher")
-    teacher = BertForMaskedLM.from_pretrained(tmp_path / "teacher")
-    student = train(
-        "--masking", "teacher", "--teacher", tmp_path / "teacher", "--entropy-warmup", 0, out="student"
-    )
-    read = student.teacher.state_dict()
-    assert all(torch.equal(tensor, read[name]) for name, tensor in teacher.state_dict().items()), (
-        "a teacher is frozen"
-    )
-    assert not student.teacher.training and not any(p.requires_grad for p in student.teacher.parameters())
-    more = train(
-        "--from",
-        tmp_path / "teacher",
-        "--steps",
-        1,
-        "--lr",
-        1e-9,
-        "--masking",
-        "random",
-        out="more",
-        small=False,
-    )
-    for name, tensor in more.model.state_dict().items():
-        assert torch.allclose(tensor, read[name], atol=1e-6), (
-            f"--from must start from the weights of the folder: {name}"
-        )
+# ---- whole words ----
+
+LETTERS = [*SPECIAL_TOKENS, *"abcdefgh", *(f"##{c}" for c in "abcdefgh")]  # a word has a piece per letter
 
 
-def test_compile_falls_back_and_prints_the_reason(train, tmp_path, capsys, monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("no compiler found")
+@pytest.fixture
+def selections(monkeypatch):
+    """What every step selected: (ids [B, T], selected [B, T]) each."""
+    seen = []
+    corrupt = program.masking.corrupt
 
-    train(out="plain")
-    monkeypatch.setattr(torch.nn.Module, "compile", fail)
-    train("--compile", out="compiled")
-    assert "going on without --compile: RuntimeError: no compiler found" in capsys.readouterr().out
-    assert same(tmp_path / "plain", tmp_path / "compiled")
+    def spy(ids, selected, *others):
+        seen.append((ids, selected))
+        return corrupt(ids, selected, *others)
 
-
-@pytest.mark.skipif(not os.environ.get("SLOW"), reason="compiles for a minute; set SLOW=1 to run it")
-def test_compiled_training_equals_plain_training(train, tmp_path):
-    one, other = (
-        train("--entropy-warmup", 0, out="plain"),
-        train("--compile", "--entropy-warmup", 0, out="compiled"),
-    )
-    assert float(one.log[-1]["loss"]) == pytest.approx(other.log[-1]["loss"], rel=1e-3)
+    monkeypatch.setattr(program.masking, "corrupt", spy)
+    return seen
 
 
-def a_language(path, lines=3000):
-    """Six words in a circle; after "four" one of 16 colours, after "six" one of two tastes."""
+def words_of(length, count=1500):
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=rng.choice(length))) for _ in range(count)]
+    return "\n\n".join(" ".join(words[i : i + 20]) for i in range(0, count, 20))
+
+
+@pytest.mark.parametrize("masking", ["random", "self"])
+@pytest.mark.parametrize("length", [(6,), (1, 2, 3, 6)], ids=["no word fits", "some words fit"])
+def test_whole_words_are_masked_and_a_row_in_which_none_fits_masks_k_pieces(
+    train, tmp_path, selections, masking, length
+):
+    (tmp_path / "vocab.txt").write_text("\n".join(LETTERS))
+    (tmp_path / "text.txt").write_text(words_of(length))
+    options = ["--vocab", tmp_path / "vocab.txt", "--whole-word", "--masking", masking]
+    options += [] if masking == "random" else ["--entropy-warmup", 2]
+    run = train(*options, text=tmp_path / "text.txt", small=NO_VOCAB)
+    k = run.masks_per_row
+    assert k == 4, "15% of 30, 4.5, halves to even"
+    counts = torch.cat([selected.sum(1) for _, selected in selections])
+    if length == (6,):  # rows of 30 hold five words each
+        assert (counts == k).all(), f"a word of 6 pieces does not fit into {k}: exactly {k} single pieces"
+    assert counts.min() >= 1 and counts.max() <= k, "a row masks something, and never more than k"
+    if length != (6,):
+        for ids, selected in selections:
+            goes_on = ids >= LETTERS.index("##a")
+            together = selected[:, 1:] == selected[:, :-1]
+            assert together[goes_on[:, 1:]].all(), "the pieces of a word are masked together, or none"
+    logged = float(log(tmp_path / "out")[-1]["masked_per_row"])
+    assert logged == pytest.approx(counts[-32:].float().mean().item()), "the mean since the last evaluation"
+
+
+def test_a_vocabulary_without_pieces_of_words_refuses_whole_words(train, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "barn", "cost"]))
+    with pytest.raises(SystemExit, match="--whole-word needs a vocabulary with ## pieces"):
+        train("--whole-word", "--vocab", tmp_path / "vocab.txt", small=NO_VOCAB)
+
+
+# ---- what is learned ----
+
+
+@pytest.fixture(scope="module")
+def language(cache, tmp_path_factory):
+    """A model of a known language, and its text: six words in a circle; after "four" one of 16 colours, after
+    "six" one of two tastes."""
+    folder = tmp_path_factory.mktemp("language")
     rng = random.Random(0)
     colours = [a + b for a in ("re", "bl", "gr", "wh") for b in ("do", "ka", "mi", "zu")]
-    parts = (
-        f"one two three four {rng.choice(colours)} five six {rng.choice(('sweet', 'sour'))}"
-        for _ in range(lines)
-    )
-    path.write_text("".join(part + ("\n" if i % 50 == 49 else " ") for i, part in enumerate(parts)))
+    tastes = ("sweet", "sour")
+    parts = (f"one two three four {rng.choice(colours)} five six {rng.choice(tastes)}" for _ in range(3000))
+    text = "".join(part + ("\n" if i % 50 == 49 else " ") for i, part in enumerate(parts))
+    (folder / "text.txt").write_text(text)
+    options = ["--batch-size", 16, "--steps", 300, "--eval-every", 100, "--entropy-warmup", 0.5, "--lr", 2e-3]
+    given = ["--corpus", folder / "text.txt", *SMALL, "--cache", cache, "--out", folder / "model"]
+    launch(*given, *options)
+    return folder
 
 
-def test_self_masking_finds_the_uncertain_words_of_a_known_language(train, tmp_path):
-    a_language(tmp_path / "language.txt")
-    settings = [
-        "--batch-size",
-        16,
-        "--steps",
-        300,
-        "--eval-every",
-        100,
-        "--entropy-warmup",
-        0.5,
-        "--lr",
-        2e-3,
-    ]
-    train(*settings, text=tmp_path / "language.txt")
-    model, tokenizer = BertForMaskedLM.from_pretrained(tmp_path / "out"), load_tokenizer(tmp_path / "out")
-    line = "one two three four redo five six sweet " * 3
-    encoding = tokenizer.encode(line)
+def test_self_masking_finds_the_uncertain_words_of_a_known_language(language):
+    model = BertForMaskedLM.from_pretrained(language / "model")
+    tokenizer = load_tokenizer(language / "model")
+    encoding = tokenizer.encode("one two three four redo five six sweet " * 3)
     ids = torch.tensor([encoding.ids])
     entropy = {}
     for i, token in enumerate(encoding.tokens[8:-10], start=8):
@@ -347,82 +366,52 @@ def test_self_masking_finds_the_uncertain_words_of_a_known_language(train, tmp_p
     assert entropy["three"] < 0.3 and entropy["two"] < 0.3, f"these words are certain, entropy 0: {entropy}"
     assert entropy["sweet"] == pytest.approx(math.log(2), abs=0.15), "one of two: log 2"
     assert entropy["redo"] == pytest.approx(math.log(16), abs=0.3), "one of sixteen: log 16"
-    last = log(tmp_path / "out")[-1]
+    last = log(language / "model")[-1]
     assert float(last["masked_entropy"]) > math.log(2), "masks drawn by entropy are mostly colours, log 16"
 
 
-BAD = {
-    "missing corpus": (["--corpus", "nowhere.txt"], "nowhere.txt"),
-    "empty corpus": (["--corpus", "empty.txt"], "empty.txt"),
-    "binary corpus": (["--corpus", "binary.txt"], "binary.txt is damaged, truncated or not UTF-8 text"),
-    "truncated xz": (["--corpus", "cut.txt.xz"], "cut.txt.xz is damaged, truncated or"),
-    "not gzip": (["--corpus", "plain.gz"], "plain.gz is damaged, truncated or"),
-    "vocabulary without [MASK]": (["--vocab", "words.txt"], r"words.txt is .*no vocabulary with .*\[MASK\]"),
-    "teacher missing": (["--masking", "teacher", "--teacher", "nowhere"], "nowhere"),
-    "teacher not given": (["--masking", "teacher"], "needs --teacher"),
-    "mask ratio 0": (["--mask-ratio", "0"], "mask ratio 0"),
-    "mask ratio 1.5": (["--mask-ratio", "1.5"], "mask ratio 1.5"),
-    "few candidates": (["--candidates", "0.5"], "--candidates 0.5"),
-    "too many candidates": (["--candidates", "inf"], "--candidates inf"),
-    "no effect": (
-        ["--masking", "random", "--select", "high"],
-        "--select has no effect with --masking random",
-    ),
-    "uneven pieces": (["--accumulate", "3"], "no multiple of 3 pieces"),
-    "memory of a teacher": (
-        ["--masking", "teacher", "--teacher", "x", "--reading", "memory"],
-        "needs --masking self",
-    ),
-    "entropies for nothing": (["--select", "random"], "say --masking random"),
-    "refresh without memory": (
-        ["--entropy-every", "2"],
-        "--entropy-every has no effect with --reading blank",
-    ),
-    "no steps": (["--steps", "0"], "--steps 0"),
-    "no such device": (["--device", "warp"], "--device warp cannot be used"),
-    "unwritable": (["--out", "empty.txt/run"], "empty.txt"),
-    "--from nowhere": (["--from", "nowhere"], "nowhere"),
-}
+def test_a_trained_model_is_not_ruined_by_default_settings(language, cache, tmp_path, capsys):
+    given = ["--corpus", language / "text.txt", *NO_VOCAB, "--cache", cache, "--out", tmp_path / "more"]
+    run = launch(*given, "--from", language / "model", "--steps", 20, "--eval-every", 10)
+    before = float(log(language / "model")[-1]["held_out_loss"])
+    losses = [line["held_out_loss"] for line in run.log]
+    assert losses[0] == pytest.approx(before, rel=1e-4), "step 0 is the model that was given"
+    assert max(losses) < before + 0.02, f"a default learning rate must not undo what was learned: {losses}"
+    printed = capsys.readouterr().out
+    assert "learning rate 5e-05" in printed and "on the plateau" not in printed, "it was never there"
+    assert "WARNING" not in printed and not any(line["on_plateau"] for line in run.log)
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_clear_sentence(case, corpus, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("empty.txt").write_text("")
-    Path("binary.txt").write_bytes(bytes(range(128, 256)) * 20)
-    Path("cut.txt.xz").write_bytes(lzma.compress(corpus.read_bytes())[:-200])
-    Path("plain.gz").write_text("plain text")
-    Path("words.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n")
-    options, sentence = BAD[case]
-    argv = ["--corpus", str(corpus), "--cache", "cache", "--steps", "2", "--seq-len", "16", *options]
-    with pytest.raises(SystemExit) as stop:
-        program.launch(program.Options, program.Pretraining, "test", argv)
-    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code.strip(), "one sentence"
-    assert re.search(sentence, stop.value.code), f"{stop.value.code!r} does not say {sentence!r}"
+def test_a_teacher_is_frozen_and_a_checkpoint_is_where_from_begins(train, teacher):
+    given = BertForMaskedLM.from_pretrained(teacher).state_dict()
+    run = train("--masking", "teacher", "--teacher", teacher, "--entropy-warmup", 0, out="student")
+    read = run.teacher.state_dict()
+    assert all(torch.equal(tensor, read[name]) for name, tensor in given.items()), "a teacher is frozen"
+    assert not run.teacher.training and not any(p.requires_grad for p in run.teacher.parameters())
+    options = ("--from", teacher, "--steps", 1, "--lr", 1e-9, "--masking", "random")
+    more = train(*options, out="more", small=NO_VOCAB)
+    for name, tensor in more.model.state_dict().items():
+        assert torch.allclose(tensor, given[name], atol=1e-6), f"--from must start from the folder: {name}"
 
 
-def test_unknown_values_are_refused_with_the_valid_ones_named(run):
-    done = run("train.py", "--select", "highest")
-    assert done.returncode == 2 and "'random'" in done.stderr and "'high'" in done.stderr
-    assert "default: 0.15" in run("train.py", "--help").stdout
+# ---- what is said when it goes wrong ----
 
 
-def test_teacher_with_another_vocabulary_is_refused(train, tmp_path, corpus):
-    train(out="teacher")
-    other = tmp_path / "other.txt"
-    other.write_text(corpus.read_text().replace("a", "y"))
-    with pytest.raises(SystemExit, match="another vocabulary"):
-        train("--masking", "teacher", "--teacher", tmp_path / "teacher", out="student", text=other)
+def collapsed(self, ids, index, rng):
+    stops = (ids == self.vocab["."]).float()
+    return program.masking.select_positions("high", self.eligible(ids), 0.15, stops, generator=rng)
 
 
-def test_an_output_folder_is_never_overwritten_and_resume_keeps_its_options(train, tmp_path):
-    train()
-    before = weights(tmp_path / "out")
-    with pytest.raises(SystemExit, match="holds a run or a model already: add --resume"):
-        train()
-    with pytest.raises(SystemExit, match="was made with --lr 0.001, not 0.5"):
-        train("--resume", "--lr", 0.5)
-    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "out").items())
+@pytest.mark.parametrize("steps, warned", [(2, False), (36, True)])
+def test_masks_that_collapse_are_warned_of_from_a_thousand_on(train, capsys, monkeypatch, steps, warned):
+    monkeypatch.setattr(program.Pretraining, "choose", collapsed)  # 32 masks per step, most of them stops
+    train("--masking", "random", "--steps", steps, "--eval-every", steps)
+    assert ("WARNING" in capsys.readouterr().out) == warned, f"after {32 * steps} masks"
+
+
+def test_masks_that_do_not_collapse_are_not_warned_of(train, capsys):
+    train("--steps", 36, "--eval-every", 36)
+    assert "WARNING" not in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(train, tmp_path, monkeypatch):
@@ -430,59 +419,139 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(train,
 
     def diverge(self, *batch):
         loss, sums, entropy = original(self, *batch)
-        return (loss * float("nan"), sums * float("nan"), entropy) if self.step > 5 else (loss, sums, entropy)
+        if self.step > 5:
+            loss = loss * float("nan")
+            sums = sums | {"loss": loss.detach()}
+        return loss, sums, entropy
 
     monkeypatch.setattr(program.Pretraining, "loss", diverge)
-    with pytest.raises(SystemExit, match=r"not finite at step .*keeps step 4.*lower --lr"):
+    with pytest.raises(SystemExit, match=r"diverged at step .*keeps step 4.*lower --lr"):
         train("--masking", "random")
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out").values())
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(train, tmp_path, monkeypatch):
+    clip = torch.nn.utils.clip_grad_norm_
+    calls = []
+
+    def explode(parameters, most):
+        parameters = list(parameters)
+        calls.append(1)
+        if len(calls) == 8:  # the loss of step 8 is still a number, the weights after it are not
+            parameters[0].grad[0] = float("inf")
+        return clip(parameters, most)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+    with pytest.raises(SystemExit, match=r"diverged at step 8.*keeps step 4.*lower --lr"):
+        train("--masking", "random")
+    assert torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out").values())
+
+
+CHANCE = 13.3  # 3 log V, with 84 pieces
+LOSSES = [
+    ("far above a blind guess", 2.0, CHANCE + 0.1, True),
+    ("bad, and no worse than a blind guess", 2.0, CHANCE - 0.1, False),
+    ("a good model of other text", CHANCE + 1, CHANCE + 3.9, False),
+    ("and made much worse", CHANCE + 1, CHANCE + 4.1, True),
+]
+
+
+@pytest.mark.parametrize("what, first, last, stopped", LOSSES, ids=[case[0] for case in LOSSES])
+def test_a_run_has_diverged_where_it_is_worse_than_a_guess_and_than_its_start(
+    train, tmp_path, monkeypatch, what, first, last, stopped
+):
+    losses = iter((first, first, last))
+    monkeypatch.setattr(program, "examine", lambda model, exam: (next(losses), 0.0))
+    if stopped:
+        with pytest.raises(SystemExit, match=r"diverged at step 8.*keeps step 4.*lower --lr"):
+            train("--masking", "random")
+        assert torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["step"] == 4
+    else:
+        run = train("--masking", "random")
+        assert 3 * math.log(len(run.vocab)) == pytest.approx(CHANCE, abs=0.05)
 
 
 def test_running_out_of_memory_is_one_sentence_with_the_remedy_and_a_bug_stays_a_bug(train, monkeypatch):
     monkeypatch.setattr(program.Pretraining, "loss", lambda self, *batch: torch.empty(2**50))
     with pytest.raises(SystemExit, match=r"out of memory; .*--batch-size.*--accumulate"):
-        train()
+        train(out="a")
     cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    for error, kind in ((cuda, SystemExit), (RuntimeError("an illegal memory access"), RuntimeError)):
+    for out, error, kind in (
+        ("b", cuda, SystemExit),
+        ("c", RuntimeError("an illegal memory access"), RuntimeError),
+    ):
 
         def fail(self, *batch, error=error):
             raise error
 
         monkeypatch.setattr(program.Pretraining, "loss", fail)
         with pytest.raises(kind, match="memory"):
-            train()
+            train(out=out)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(train, tmp_path, monkeypatch):
-    import model
+BAD = {
+    "missing corpus": (["--corpus", "nowhere.txt"], "nowhere.txt"),
+    "a folder as corpus": (["--corpus", "."], r"\.: "),
+    "empty corpus": (["--corpus", "empty.txt"], "empty.txt: 0 tokens .*too few"),
+    "vocabulary without [MASK]": (["--vocab", "words.txt"], r"words.txt lacks .*\[MASK\]"),
+    "teacher missing": (["--masking", "teacher", "--teacher", "nowhere"], "nowhere"),
+    "teacher not given": (["--masking", "teacher"], "needs --teacher"),
+    "teacher of other pieces": (
+        ["--masking", "teacher", "--teacher", "TEACHER", "--vocab", "letters.txt"],
+        "other pieces.*--vocab",
+    ),
+    "teacher of other casing": (
+        ["--masking", "teacher", "--teacher", "TEACHER", "--vocab", "TEACHER/vocab.txt", "--cased"],
+        "other pieces",
+    ),
+    "rows longer than the teacher's": (
+        ["--masking", "teacher", "--teacher", "TEACHER", "--vocab", "TEACHER", "--seq-len", "600"],
+        "rows of at most 512 tokens",
+    ),
+    "mask ratio 0": (["--mask-ratio", "0"], "mask ratio 0"),
+    "mask ratio 1.5": (["--mask-ratio", "1.5"], "mask ratio 1.5"),
+    "few candidates": (["--candidates", "0.5"], "0.5 times as many candidates"),
+    "no effect": (["--masking", "random", "--select", "high"], "--select has no effect"),
+    "a size for a checkpoint": (["--from", "TEACHER", "--size", "base"], "leave .*--size out"),
+    "entropies for nothing": (["--select", "random"], "say --masking random"),
+    "memory of a teacher": (
+        ["--masking", "teacher", "--teacher", "TEACHER", "--reading", "memory"],
+        "no --reading memory",
+    ),
+    "uneven pieces": (["--accumulate", "3"], "--batch-size 16 must be a multiple of 3 pieces"),
+    "no steps": (["--steps", "0"], "--steps"),
+    "warm-up longer than the run": (["--warmup", "3"], "--warmup .*longer than --steps 2"),
+    "random masks longer than the run": (["--entropy-warmup", "3"], "--entropy-warmup .*--steps 2"),
+    "no such device": (["--device", "warp"], "--device warp cannot be used"),
+    "unwritable": (["--out", "empty.txt/run"], "empty.txt"),
+    "a file as --out": (["--out", "empty.txt"], "empty.txt: File exists|empty.txt: Not a directory"),
+    "--from nowhere": (["--from", "nowhere"], "nowhere"),
+    "--from a folder that is no BERT": (["--from", "gpt"], "gpt.*model_type is 'gpt2'; only 'bert'"),
+    "nothing to resume": (["--resume"], "holds no checkpoint to resume from"),
+}
 
-    original, written = model.atomic_write, []
 
-    def full(path, write):
-        written.append(path)
-        if len(written) < 12:
-            return original(path, write)
-
-        def nothing_fits(file):
-            raise OSError(28, "No space left on device")
-
-        return original(path, nothing_fits)
-
-    monkeypatch.setattr(model, "atomic_write", full)
-    with pytest.raises(SystemExit, match="No space left on device"):
-        train("--steps", 20, "--eval-every", 2)
-    monkeypatch.setattr(model, "atomic_write", original)
-    train("--resume")
-    assert log(tmp_path / "out")[-1]["step"] == "20"
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_clear_sentence(case, corpus, cache, teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "words.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n")
+    (tmp_path / "letters.txt").write_text("\n".join([*SPECIAL_TOKENS, *"abcdefghijklmnopqrstuvwxyz."]))
+    (tmp_path / "gpt").mkdir()
+    (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt2"}')
+    options, sentence = BAD[case]
+    options = [option.replace("TEACHER", str(teacher)) for option in options]
+    with pytest.raises(SystemExit) as stop:
+        launch("--corpus", corpus, "--cache", cache, "--steps", 2, "--seq-len", 16, *options)
+    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code.strip(), "one sentence"
+    assert "Errno" not in stop.value.code
+    assert re.search(sentence, stop.value.code), f"{stop.value.code!r} does not say {sentence!r}"
 
 
-def test_collapsing_masks_are_warned_of(train, capsys, monkeypatch):
-    def choose(self, ids, index, random):
-        stops = (ids == self.vocab["."]).float()
-        return program.masking.select_positions("high", self.eligible(ids), 0.15, stops, generator=random)
-
-    train("--masking", "random", out="random")
-    assert "WARNING" not in capsys.readouterr().out
-    monkeypatch.setattr(program.Pretraining, "choose", choose)
-    train("--masking", "random", out="collapsed")
-    assert "WARNING" in capsys.readouterr().out
+def test_unknown_values_are_refused_with_the_valid_ones_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        launch("--select", "highest")
+    said = capsys.readouterr().err
+    assert "random" in said and "high" in said
+    assert "default: 0.15" in program.make_parser("test").format_help()
