@@ -42,15 +42,30 @@ class Variant(train.Pretraining):
     def choose(self, ids, index, rng) -> torch.Tensor:
         """As in train.py, but in every n-th epoch by the entropies of real blanks."""
         o = self.o
-        epoch = self.step * o.batch_size // self.row_count
-        reads_blanks = o.entropy_every > 0 and epoch % o.entropy_every == 0
-        if self.step < self.random_steps or not reads_blanks:
+        if self.step < self.random_steps:
             return super().choose(ids, index, rng)
 
+        epoch = self.step * o.batch_size // self.row_count
+        if o.entropy_every > 0 and epoch % o.entropy_every == 0:
+            return self.choose_by_blanks(ids, rng)
+        selected = super().choose(ids, index, rng)
+        known = ~self.memory.values[self.send(index)].isnan()
+        train.add(self.seen, {"remembered": (selected & known).sum()})
+        return selected
+
+    def choose_by_blanks(self, ids, rng) -> torch.Tensor:
+        """What train.py does with --reading blank."""
+        o = self.o
         eligible = self.eligible(ids)
         word_start = ~self.continues[ids] if o.whole_word else None
         candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, word_start)
-        entropy = self.entropies(ids, index, candidates)
+        width = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
+        entropy = torch.zeros(ids.shape, device=self.device)
+        for rows in self.slices:
+            with self.autocast():
+                found = masking.blank_entropy(self.model, ids[rows], candidates[rows], self.mask, width)
+            entropy[rows] = found
+        self.sum_over_processes(entropy)
         return masking.select_positions(
             o.select,
             eligible,
@@ -85,6 +100,11 @@ class Variant(train.Pretraining):
                 seen = masking.visible_entropy(self.model, corrupted)
             new = torch.where(selected, new, seen.half())
         memory.values[index] = new
+
+    def mask_figures(self) -> dict:
+        """As in train.py, and the share of the masks at places with a remembered entropy."""
+        remembered = self.seen.get("remembered", 0) / self.seen["ids"].sum()
+        return super().mask_figures() | {"remembered_share": float(remembered)}
 
 
 if __name__ == "__main__":

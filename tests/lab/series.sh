@@ -84,10 +84,10 @@ main() {
             echo "pretrain random-$seed train.py $MAIN --masking random --seed $seed"
             echo "pretrain blank-high-$seed tests/lab/frequency.py count $MAIN --select high --seed $seed"
             echo "pretrain blank-sample-$seed train.py $MAIN --seed $seed"
-            echo "pretrain memory-$seed train.py $MAIN --reading memory --seed $seed"
+            echo "pretrain memory-$seed tests/lab/memory_variants.py $MAIN --seed $seed"
         done
         echo "pretrain again-random-3 train.py $MAIN --masking random --seed 3"
-        echo "pretrain again-memory-3 train.py $MAIN --reading memory --seed 3"
+        echo "pretrain again-memory-3 tests/lab/memory_variants.py $MAIN --seed 3"
         echo "pretrain early train.py $MAIN --steps 500 --masking random"
     } | two_at_once
     for seed in 0 1 2; do

@@ -142,7 +142,7 @@ def test_a_folder_that_was_out_is_read_too(finished):
 @pytest.mark.parametrize(
     "argv, reason",
     [
-        (["A=x", "B=y"], "x/glue.json does not exist"),
+        (["A=x", "B=y"], "x/glue.json: No such file"),
         (["A"], "write NAME=RUN"),
         (["A={a},{a}", "B={a}"], "the same checkpoint twice is not two pretraining runs"),
         (["A={a}", "A={a}"], "each name once"),

@@ -56,6 +56,11 @@ RUNS = {
     "warm-up as a number of steps": ({"entropy_warmup": 25}, TRAINING + BLANK * 0.75),
     "a teacher's entropies, asked in every step": ({"masking": "teacher"}, TRAINING + BLANK / 2),
     "a teacher's entropies, from a table": ({"masking": "teacher", "kd_alpha": 0.0}, TRAINING),
+    "reducible: the student's blanks, the teacher's table": (
+        {"masking": "reducible", "kd_alpha": 0.0},
+        TRAINING + BLANK / 2,
+    ),
+    "reducible, from memory": ({"masking": "reducible", "reading": "memory", "kd_alpha": 0.0}, TRAINING),
     "distillation": ({"masking": "random", "kd_alpha": 0.5}, TRAINING + 52 + 0.2 * 20),
 }
 

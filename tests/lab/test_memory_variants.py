@@ -77,17 +77,35 @@ def test_a_run_without_a_variant_is_that_of_train_py(make):
 
 def test_blanks_are_read_in_every_nth_epoch_after_the_random_steps(make, monkeypatch):
     steps = []
-    entropies = program.Pretraining.entropies
+    choose_by_blanks = memory_variants.Variant.choose_by_blanks
 
     def spy(self, *given):
         steps.append(self.step)
-        return entropies(self, *given)
+        return choose_by_blanks(self, *given)
 
-    monkeypatch.setattr(program.Pretraining, "entropies", spy)
+    monkeypatch.setattr(memory_variants.Variant, "choose_by_blanks", spy)
     options = ("--max-tokens", 480, "--steps", 16, "--entropy-warmup", 1, "--entropy-every", 3)
     run = make(memory_variants.Variant, memory_variants.make_parser(), *options)
     assert run.row_count == 16, "an epoch is two steps of 8 rows"
     assert steps == [1, 6, 7, 12, 13], "epochs 0, 3 and 6; step 0 is random"
+
+
+def test_blanks_are_read_as_train_py_reads_them(make):
+    options = ("--max-tokens", 480, "--entropy-warmup", 0)
+    every_epoch = (memory_variants.Variant, memory_variants.make_parser(), *options, "--entropy-every", 1)
+    ours = make(*every_epoch, out="ours")
+    theirs = make(program.Pretraining, program.make_parser("test"), *options, out="theirs")
+    for one, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_share_of_remembered_masks_is_logged(make):
+    options = ("--max-tokens", 240, "--steps", 12, "--entropy-warmup", 4, "--corruption", "100-0-0")
+    run = make(memory_variants.Variant, memory_variants.make_parser(), *options)
+    shares = [line.get("remembered_share") for line in run.log]
+    assert run.row_count == 8, "every step reads the whole text"
+    assert shares[:2] == [None, 0], "nothing is trained before step 0, and masks are random up to step 4"
+    assert 0.3 < shares[2] < shares[3] < 1, "the longer a run, the more places were a blank before"
 
 
 def test_what_cannot_work_is_refused(make):
