@@ -419,11 +419,10 @@ def write_submission(path: Path, labels, guess: np.ndarray):
 
 def open_record(o) -> dict:
     """What --out's glue.json holds, or an empty record. Raises ValueError if it has other settings."""
-    patterns = ("config.json", "tokenizer*.json", "vocab.txt", "*.safetensors", "*.bin")
-    files = sorted(path for pattern in patterns for path in Path(o.model).glob(pattern))
     digest = hashlib.sha256()  # of the checkpoint: another one may get the same name
-    for path in files:
-        digest.update(path.read_bytes())
+    for pattern in ("config.json", "tokenizer*.json", "vocab.txt", "*.safetensors", "*.bin"):
+        for path in sorted(Path(o.model).glob(pattern)):
+            digest.update(path.read_bytes())
     names = ("epochs", "lr", "batch_size", "max_length", "max_train", "freeze")
     settings = {name: getattr(o, name) for name in names}
     settings |= {"dtype": str(o.dtype).removeprefix("torch."), "checkpoint": digest.hexdigest()[:16]}
