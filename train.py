@@ -24,6 +24,7 @@ import warnings
 import zlib
 from collections import Counter
 from contextlib import suppress
+from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -178,7 +179,7 @@ def read_documents(paths):
                         yield document
                         document = []
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number + 1}: no UTF-8 text ({error.reason})") from None
+            raise ValueError(f"{path}, line {number}: no UTF-8 text ({error.reason})") from None
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise ValueError(f"{path} is damaged or truncated after line {number} ({error})") from None
         if document:
@@ -260,7 +261,7 @@ def prepare_text(o):
             unfinished.mkdir()
             tokenise(paths, tokenizer, unfinished)
             bert.save_tokenizer(tokenizer, unfinished)
-            with suppress(FileExistsError):  # another run was faster
+            with suppress(OSError):  # another run was faster
                 unfinished.rename(folder)
 
     files = [folder / "train.ids", folder / "held_out.ids"]
@@ -472,7 +473,8 @@ class Pretraining:
         if self.world > 1:
             if self.rank == 0:
                 prepare_text(o)  # the others wait, and find it done
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(days=1))  # texts and tables may take long
         self.tokenizer, self.train_ids, self.held_out_ids, self.text_key = prepare_text(o)
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
@@ -648,7 +650,7 @@ class Pretraining:
 
     def refuse_divergence(self, loss: float):
         """Raise ValueError where a loss is not finite, or beyond any guessing."""
-        start = self.log[0]["held_out_loss"] if self.log else 0.0
+        start = self.log[0]["held_out_loss"] if self.log else loss
         worst = max(3 * np.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
         scale = self.scaler.get_scale()
         if not loss < worst or scale < 1:  # NaN is not below anything
@@ -819,7 +821,8 @@ def read_checkpoint(out: Path) -> dict:
             try:
                 return bert.read_torch(path)
             except Exception as error:  # torch.load raises many kinds
-                print(f"{path} is damaged ({type(error).__name__})", file=sys.stderr)
+                print(f"{path} is damaged ({type(error).__name__}): removed", file=sys.stderr)
+                path.unlink()  # or the next checkpoint would put it in the place of the good one
     raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
 
 
@@ -865,7 +868,8 @@ def main(parser, kind=Pretraining, argv=None):
         sys.exit(f"{parser.prog}: stopped; {again} continues from the last evaluation")
     except Exception as error:
         if o.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            sys.exit(f"{parser.prog}: --compile fails here ({str(error).splitlines()[0]}): leave it out")
+            reason = " ".join(str(error).partition("\n\n")[0].split())
+            sys.exit(f"{parser.prog}: --compile fails here ({reason}): leave it out")
         sys.exit(f"{parser.prog}: {bert.explain(error)}")
     finally:
         if dist.is_initialized():
