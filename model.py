@@ -346,7 +346,7 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
 
 def atomic_write(path: Path, write):
     """Call write(file) on a file beside `path`, then rename it: never half-written. Raises OSError."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
