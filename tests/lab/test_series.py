@@ -99,7 +99,8 @@ def test_every_run_of_the_results_is_made_with_the_options_that_made_it(series):
 
 def test_finished_runs_are_left_alone_and_others_continue(series, tmp_path):
     series("collapse")
-    (tmp_path / "runs/visible-high-0/finished").unlink()  # as if it had been killed before its end
+    (tmp_path / "runs/visible-high-0/finished").unlink()  # as if it had been killed at step 250
+    (tmp_path / "runs/visible-high-0/log.csv").write_text("step,loss\n0,7\n250,6\n")
     done, commands = series("collapse")
     assert list(runs_among(commands)) == ["visible-high-0"]
     assert "--resume" in runs_among(commands)["visible-high-0"]
