@@ -222,7 +222,7 @@ def download(names, data_dir):
             folder = Path(data_dir, FOLDERS.get(name, name))
             folder.mkdir(parents=True, exist_ok=True)
             for stem, data in files.items():
-                (folder / f"{stem}.tsv").write_bytes(data)
+                m.atomic_write(folder / f"{stem}.tsv", lambda file, data=data: file.write(data))
             print("\n".join(load_task(name, data_dir)[1]) or f"{name}: complete")
         except Exception as error:  # of network, archive or disk: the other tasks go on
             failed.append(name)
@@ -410,8 +410,8 @@ def score(metrics, labels: dict, guesses: dict) -> dict:
 def write_submission(path: Path, labels, guess: np.ndarray):
     """One file as gluebenchmark.com takes it: index<TAB>prediction, labels as GLUE's files write them."""
     words = [labels[int(x)] if labels else f"{min(5.0, max(0.0, float(x))):.3f}" for x in guess]
-    lines = ["index\tprediction", *(f"{i}\t{word}" for i, word in enumerate(words))]
-    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+    text = "index\tprediction\n" + "".join(f"{i}\t{word}\n" for i, word in enumerate(words))
+    m.atomic_write(path, lambda file: file.write(text.encode()))
 
 
 # ---- the run ----
@@ -433,7 +433,7 @@ def open_record(o) -> dict:
     if path.exists():
         record = m.read_json(path)
         for name, value in settings.items():
-            there = record["settings"].get(name)
+            there = record.get("settings", {}).get(name)
             if there != value:
                 raise ValueError(f"{path} was made with {name} {there}, not {value}; choose another --out")
     return record
@@ -615,7 +615,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     # what is judged, and on what
     add("--model", help="checkpoint folder: ours, or one saved by Hugging Face transformers")
-    add("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="default: all that are found")
+    names = ", ".join(TASKS) + " (default: all that are found)"
+    add("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK", help=names)
     add("--data-dir", default="data/glue", help="GLUE in the official layout (default: %(default)s)")
     add("--download", action="store_true", help="first fetch the official files that --data-dir lacks")
     # fine-tuning
@@ -631,7 +632,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--predict", action="store_true", help="write the first seed's answers for gluebenchmark.com")
     add("--out", help="folder of glue.json; a stopped run continues from there (default: MODEL/glue)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of products")
+    dtypes = ["auto", "float32", "bfloat16", "float16"]
+    add("--dtype", default="auto", choices=dtypes, help="of matrix products (default: the fastest here)")
     return parser
 
 
@@ -641,9 +643,7 @@ def main(argv=None):
     keep_freed_ram()
     try:
         if min(o.epochs, o.batch_size) < 1 or o.max_length < 8 or o.max_train < 0 or not o.lr >= 0:
-            raise ValueError(
-                "--epochs and --batch-size start at 1, --max-length at 8, --max-train and --lr at 0"
-            )
+            raise ValueError("--epochs and --batch-size start at 1, --max-length at 8, --lr and others at 0")
         if not (o.model or o.download):
             raise ValueError("nothing to do: give --model FOLDER or --download")
         o.lr = o.lr or (1e-3 if o.freeze else 1e-4)

@@ -453,7 +453,7 @@ def test_a_retrained_checkpoint_or_other_data_are_refused(evaluate, checkpoint, 
         ([], "nothing to do: give --model FOLDER"),
         (["--model", "no/such/folder"], "no/such/folder/config.json"),
         (["--model", "x", "--epochs", "0"], "--epochs and --batch-size start at 1"),
-        (["--model", "x", "--lr", "nan"], "--max-train and --lr at 0"),
+        (["--model", "x", "--lr", "nan"], "--lr and others at 0"),
         (["--model", "x", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
     ],
 )
