@@ -64,44 +64,33 @@ def slice_size(device: torch.device) -> int:
     return 2**17 * torch.get_num_threads() if device.type == "cpu" else 2**25
 
 
-def pick_places(x, places) -> torch.Tensor:
-    """x [B, T, D] at places [B, c] -> [B, c, D]"""
-    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
-
-
 def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """One forward pass of input_ids [B, T]; the logits at places [B, c] alone: [B, c, V].
 
-    Most of the work of a small model is its last layer, so only the places asked for should reach it. A model
-    that takes `positions` (this project's) sees to that. Where a model names its last layer, as those of
-    `transformers` do, a hook hands that layer the places alone. From any other model all logits are taken.
-    Raises ValueError where the model gives no logits [B, T, V].
+    Most of the work of a small model is its last layer, so only these places should reach it: this project's
+    models take `positions`; where a model names its last layer, as those of `transformers` do, a hook picks
+    what goes in. From any other model all logits are taken. Raises ValueError where there are none.
     """
     if "positions" in signature(model.forward).parameters:
         return model(input_ids, positions=places, **inputs)
 
     def pick(layer, args):
-        if args and args[0].shape[:2] == input_ids.shape:
-            return (pick_places(args[0], places), *args[1:])
+        if args and args[0].shape[:2] == input_ids.shape != places.shape:
+            return (args[0].take_along_dim(places[..., None], 1), *args[1:])
 
-    last = None
-    if places.shape != input_ids.shape and hasattr(model, "get_output_embeddings"):
-        last = model.get_output_embeddings()
-    hook = None if last is None else last.register_forward_pre_hook(pick)
-    try:
+    last = torch.nn.Identity()  # of no model, so its hook is never called
+    if hasattr(model, "get_output_embeddings"):
+        last = model.get_output_embeddings() or last
+    with last.register_forward_pre_hook(pick):
         output = model(input_ids=input_ids, **inputs)
-    finally:
-        if hook is not None:
-            hook.remove()
 
     logits = getattr(output, "logits", output)
-    found = getattr(logits, "shape", ())[:2]
-    if found == input_ids.shape:  # no hook was called
-        return pick_places(logits, places)
-    if found != places.shape:
-        raise ValueError(
-            f"{type(model).__name__} gives no logits [B, T, V]: a masked language model is needed"
-        )
+    shape = getattr(logits, "shape", ())
+    if len(shape) != 3 or shape[:2] not in (input_ids.shape, places.shape):
+        what = f"{type(model).__name__} gives no logits [B, T, V]"
+        raise ValueError(f"{what}: a masked language model is needed")
+    if shape[:2] == input_ids.shape:  # no hook was called
+        return logits.take_along_dim(places[..., None], 1)
     return logits
 
 
@@ -205,9 +194,10 @@ def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
-def _budgets(budget, length, device, *settings):
-    """budget(n, *settings) for n = 0..length as a tensor, so that looking it up waits for nobody."""
-    return torch.tensor([budget(n, *settings) for n in range(length + 1)], device=device)
+def _budgets(length, device, mask_ratio, factor=1.0):
+    """candidate_budget of 0..length positions as a tensor, so that looking it up waits for nobody."""
+    budgets = [candidate_budget(n, mask_ratio, factor) for n in range(length + 1)]
+    return torch.tensor(budgets, device=device)
 
 
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
@@ -290,39 +280,33 @@ def select_positions(
         raise ValueError(f"temperature {temperature} must be above 0, random share {random_share} in [0, 1]")
     entropy = torch.zeros(eligible.shape, device=eligible.device) if entropy is None else entropy.float()
     pool = eligible if candidates is None else eligible & candidates
-    most = mask_budget(eligible.shape[1], mask_ratio)
-    k = _budgets(mask_budget, eligible.shape[1], eligible.device, mask_ratio)[eligible.sum(-1)]
-    if word_start is not None:
-        word_start = _split_long_words(word_start, eligible, k)
+    k = _budgets(eligible.shape[1], eligible.device, mask_ratio)[eligible.sum(-1)]
+    word_start = _split_long_words(word_start, eligible, k)
 
     by_rule = k - (random_share * k).round().long()
-    selected = _take(rule, entropy, pool, eligible, by_rule, most, temperature, generator, word_start)
+    selected = _take(rule, entropy, pool, eligible, by_rule, temperature, generator, word_start)
     if random_share > 0:
         rest = eligible & ~selected
         left = k - selected.sum(-1)
-        selected |= _take("random", entropy, rest, rest, left, most, temperature, generator, word_start)
+        selected |= _take("random", entropy, rest, rest, left, temperature, generator, word_start)
     return selected
 
 
 def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start=None) -> torch.Tensor:
     """min(|E|, round(c k)) random positions per row for `blank_entropy`; c = factor. Returns bool [B, T]."""
-    length = eligible.shape[1]
-    most = candidate_budget(length, mask_ratio, factor)
-    count = _budgets(candidate_budget, length, eligible.device, mask_ratio, factor)[eligible.sum(-1)]
-    if word_start is not None:
-        k = _budgets(mask_budget, length, eligible.device, mask_ratio)[eligible.sum(-1)]
-        word_start = _split_long_words(word_start, eligible, k)
+    count = _budgets(eligible.shape[1], eligible.device, mask_ratio, factor)[eligible.sum(-1)]
+    k = _budgets(eligible.shape[1], eligible.device, mask_ratio)[eligible.sum(-1)]
+    word_start = _split_long_words(word_start, eligible, k)
     equal = torch.zeros(eligible.shape, device=eligible.device)
-    return _take("random", equal, eligible, eligible, count, most, 1.0, generator, word_start)
+    return _take("random", equal, eligible, eligible, count, 1.0, generator, word_start)
 
 
-def _take(rule, entropy, pool, eligible, k, most, temperature, generator, word_start):
-    """The first k [B] of each row, at most `most`: the pool's best by the rule, then others at random."""
+def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
+    """The first k [B] of each row: the pool's best by the rule, then other eligible ones at random."""
     if word_start is not None:  # a word stands for its first piece
-        word, size, whole = _words(word_start, eligible)
+        word, size, eligible = _words(word_start, eligible)
+        pool = _words(word_start, pool)[2]
         entropy = _word_sum(entropy, word) / size
-        pool = _words(word_start, eligible & pool)[2]
-        eligible = whole
 
     # The sort by score is stable, so that shuffling first leaves equal scores in random order.
     noise = torch.rand(eligible.shape, generator=generator, device=eligible.device)
@@ -335,20 +319,21 @@ def _take(rule, entropy, pool, eligible, k, most, temperature, generator, word_s
     if word_start is None:
         first = torch.arange(order.shape[1], device=order.device) < k[:, None]
         return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
-    fitting = _first_that_fit(size.gather(-1, order), eligible.gather(-1, order), k, most)
+    fitting = _first_that_fit(size.gather(-1, order), eligible.gather(-1, order), k)
     taken = torch.zeros_like(eligible).scatter(-1, order, fitting)
     return _word_sum(taken.long(), word) > 0
 
 
-def _first_that_fit(size, waiting, k, most):
+def _first_that_fit(size, waiting, k):
     """Go through words of `size` [B, T] in order and take each that fits into what is left of k [B].
 
     One round takes all up to the first that does not fit: that one, and whatever is longer than what is left,
-    never will. Each round takes at least one word, so that `most` rounds are enough.
+    never will. What is left shrinks, so the words passed over in r rounds have at least 2, 3, ..., r pieces:
+    a row of T pieces needs fewer than sqrt(2 T) rounds.
     """
     taken = torch.zeros_like(waiting)
     left = k[:, None]
-    for _ in range(most):
+    for _ in range(math.isqrt(2 * size.shape[1])):
         waiting = waiting & (size <= left)
         fits = waiting & ((size * waiting).cumsum(-1) <= left)
         taken = taken | fits
@@ -358,7 +343,9 @@ def _first_that_fit(size, waiting, k, most):
 
 
 def _split_long_words(word_start, eligible, k):
-    """word_start [B, T], but in a row in which every word is longer than k [B], each piece is a word."""
+    """word_start [B, T] or None, but in a row in which every word is longer than k [B], each piece is one."""
+    if word_start is None:
+        return None
     _, size, whole = _words(word_start, eligible)
     return word_start | ~(whole & (size <= k[:, None])).any(-1, keepdim=True)
 
@@ -435,11 +422,10 @@ def mask_batch(
     if mask_token_id is None:
         raise ValueError("the tokenizer has no mask token: masked language modeling needs one")
     input_ids = batch.pop("input_ids")
-    labels = batch.pop("labels", None)
-    if labels is not None and labels.shape != input_ids.shape:
+    labels = batch.pop("labels", torch.full_like(input_ids, IGNORE))
+    if labels.shape != input_ids.shape:
         raise ValueError(f"labels {tuple(labels.shape)} are not those of a masked LM: leave them out")
-    if labels is not None:
-        input_ids = torch.where(labels == IGNORE, input_ids, labels)
+    input_ids = torch.where(labels == IGNORE, input_ids, labels)
 
     allowed = eligible_positions(input_ids, special)
     if batch.get("attention_mask") is not None:
