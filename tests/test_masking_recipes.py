@@ -23,58 +23,11 @@ V = 5 + len(WORDS)
 ARCHITECTURES = ["Roberta", "ModernBert", "DistilBert"]
 
 
-# What README.md shows, for as long as it does not show it yet.
-TRAINER = """\
-import torch.nn.functional as F
-from transformers import DataCollatorForLanguageModeling, Trainer
-
-from masking import mask_batch
-
-
-class EntropyTrainer(Trainer):
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        masked = (mask_batch(self.model, batch, self.processing_class) for batch in epoch_iterator)
-        return super().get_batch_samples(masked, num_batches, device)  # which counts the labels
-
-
-def mean_of_step(outputs, labels, num_items_in_batch):
-    logits = outputs.logits.flatten(0, 1).float()
-    return F.cross_entropy(logits, labels.flatten(), reduction="sum") / num_items_in_batch
-
-
-collator = DataCollatorForLanguageModeling(tokenizer)  # pads; evaluation keeps its random masks
-trainer = EntropyTrainer(
-    model, args, collator, train_rows, test_rows, processing_class=tokenizer, compute_loss_func=mean_of_step
-)
-trainer.train()
-"""
-
-LOOP = """\
-import torch
-import torch.nn.functional as F
-
-from masking import mask_batch
-
-optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
-for batches in steps:  # one batch per step, or several: gradient accumulation
-    masked = [mask_batch(model, batch, tokenizer) for batch in batches]
-    hidden_tokens = sum((batch["labels"] != -100).sum() for batch in masked)
-    for batch in masked:
-        labels = batch.pop("labels")
-        logits = model(**batch).logits.flatten(0, 1).float()
-        loss = F.cross_entropy(logits, labels.flatten(), reduction="sum") / hidden_tokens
-        loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
-"""
-
-
 def blocks():
     """The two Python blocks of the README: with Trainer, and a plain loop."""
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
     section = re.search(r"^## Your own training loop\n(.*?)^## ", text, re.M | re.S)[1]
     found = re.findall(r"```python\n(.*?)```", section, re.S)
-    found = found or [TRAINER, LOOP]
     return {"Trainer": found[0], "loop": found[1]}
 
 
