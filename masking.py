@@ -116,9 +116,9 @@ def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
 def visible_entropy(model, input_ids, attention_mask=None, **inputs) -> torch.Tensor:
     """The `visible` reading: how unsure is the model of a token that it sees? [B, T] -> [B, T], nats.
 
-    model: any masked LM that gives logits [B, T, V] or an object with `.logits`. One forward pass of the
-    unmasked rows; `inputs` [B, ...], such as token_type_ids, go to the model. Mind that an MLM is trained on
-    what it cannot see: under the 100-0-0 scheme nothing ever trains its output at visible tokens.
+    model: any masked LM that returns logits [B, T, V], or an object with `.logits`; `inputs` [B, ...], such
+    as token_type_ids, go to it. One forward pass of the unmasked rows. Mind that an MLM is trained on what
+    it cannot see: under the 100-0-0 scheme nothing ever trains its output at visible tokens.
     """
     places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     return entropy_at(model, places, input_ids, attention_mask=attention_mask, **inputs)
@@ -130,8 +130,8 @@ sequence_entropy = visible_entropy  # its old name
 def blank_entropy(model, input_ids, candidates, mask_token_id, width=None, attention_mask=None, **inputs):
     """The `blank` reading: hide the candidates; how unsure is the model of each? [B, T] -> [B, T], nats.
 
-    candidates: bool [B, T], all replaced by [MASK] in one forward pass; elsewhere the result is 0. width: at
-    least the most candidates of a row; None counts them, which waits for a GPU. model, inputs: as above.
+    candidates: bool [B, T], all hidden in one forward pass; elsewhere the result is 0. width: at least the
+    most candidates of a row; None counts them, which waits for a GPU. model, inputs: as above.
     """
     if width is None:
         width = max(1, int(candidates.sum(-1).max()))
@@ -195,9 +195,8 @@ def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _budgets(length, device, mask_ratio, factor=1.0):
-    """candidate_budget of 0..length positions as a tensor, so that looking it up waits for nobody."""
-    budgets = [candidate_budget(n, mask_ratio, factor) for n in range(length + 1)]
-    return torch.tensor(budgets, device=device)
+    """The budgets of 0..length positions as a tensor, so that looking one up waits for nobody."""
+    return torch.tensor([candidate_budget(n, mask_ratio, factor) for n in range(length + 1)], device=device)
 
 
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
@@ -240,8 +239,7 @@ def rule_sample(entropy, pool, temperature, generator):
     """Draws without replacement with probability proportional to H^(1/tau), tau = temperature.
 
     Gumbel top-k (Kool et al. 2019, arXiv 1903.06059): the k largest of log(H) / tau + Gumbel noise are such a
-    draw; -log of an exponential variate is Gumbel noise, made with `generator`. H = 0 has a finite score too:
-    -inf is for positions outside the pool.
+    draw, and -log of an exponential variate is Gumbel noise. H = 0 stays above -inf, which means "no pool".
     """
     gumbel = -torch.empty_like(entropy).exponential_(generator=generator).log()
     return entropy.clamp_min(1e-30).log() / temperature + gumbel
@@ -252,25 +250,21 @@ RULES |= {"mid": rule_mid, "both": rule_both, "sample": rule_sample}
 
 
 def select_positions(
-    rule,
-    eligible,
+    rule,  # a name in RULES
+    eligible,  # bool [B, T]: E, the positions that may be masked
     mask_ratio,
-    entropy=None,
-    candidates=None,
-    temperature=1.0,
+    entropy=None,  # [B, T], nats, for every rule but random
+    candidates=None,  # bool [B, T]: choose among these; a row with fewer than k is filled up at random
+    temperature=1.0,  # tau of `sample`
     generator=None,
-    random_share=0.0,
-    word_start=None,
+    random_share=0.0,  # this part of the k is drawn at random from the rest of E instead
+    word_start=None,  # bool [B, T], False where a piece continues a word: mask whole words
 ) -> torch.Tensor:
     """Pick exactly k = mask_budget(|E|, mask_ratio) positions of every row. Returns bool [B, T].
 
-    rule: a name in RULES. eligible: bool [B, T]; E, the positions that may be masked. entropy: [B, T], nats,
-    for every rule but random. candidates: bool [B, T]; the choice is made among these (should a row have
-    fewer than k, random eligible positions fill it up). temperature: tau of `sample`. random_share: this part
-    of the k is drawn at random from the rest of E instead. word_start: bool [B, T], False where a piece
-    continues a word; if given, words are masked whole, scored by their mean entropy, and a row masks at most
-    k (a word that no longer fits is passed over; where no word of a row fits, single pieces are masked).
-    Raises ValueError for an unknown rule, a missing entropy, a bad temperature or share.
+    Whole words are scored by their mean entropy, and a row masks at most k: a word that no longer fits is
+    passed over; where no word of a row fits, single pieces are masked. Raises ValueError for an unknown rule,
+    a missing entropy, a bad temperature or share.
     """
     if rule not in RULES:
         raise ValueError(f"selection rule {rule!r} is not one of {', '.join(RULES)}")
@@ -377,8 +371,7 @@ def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme=
     input_ids long [B, T], selected bool [B, T]. Of the selected, 80% become [MASK], 10% a random token that
     is not in special_ids, 10% stay: one uniform draw each, cut at .8 and .9. "100-0-0": all become [MASK].
     Returns (corrupted ids [B, T], labels [B, T]); labels hold the original id where selected, -100 elsewhere.
-    input_ids stay as they are; special_ids come in any order; all randomness is `generator`'s. Raises
-    ValueError with the schemes to choose from, "corruption 'x' is not one of 80-10-10, 100-0-0".
+    input_ids stay as they are; all randomness is `generator`'s. Raises ValueError for an unknown scheme.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"corruption {scheme!r} is not one of {', '.join(SCHEMES)}")
@@ -409,11 +402,10 @@ def mask_batch(
 ) -> dict:
     """Mask a batch by the model's own entropy (blank reading), as a data collator does at random.
 
-    model: any masked LM (see `visible_entropy`). batch: a mapping with input_ids [B, T] and what else the
-    model takes; where a collator has masked it already, its labels undo that. tokenizer: transformers', or a
-    tokenizers.Tokenizer. eligible: bool [B, T], the only positions to mask; padding and special tokens never
-    are. word_start: bool [B, T], to mask whole words. Returns a dict, the batch with new input_ids and
-    labels [B, T]. Raises ValueError where one of these does not fit.
+    model: any masked LM (see `visible_entropy`). batch: input_ids [B, T] and what else the model takes; where
+    a collator has masked it already, its labels undo that. tokenizer: of transformers or tokenizers.
+    eligible: bool [B, T], the only positions to mask; never padding or special tokens. word_start: as above.
+    Returns the batch with new input_ids and labels [B, T]. Raises ValueError where one of these does not fit.
     """
     batch = {name: value for name, value in batch.items() if name != "special_tokens_mask"}
     if "input_ids" not in batch:
@@ -452,10 +444,7 @@ HTML = '<b style="background:hsl(0 100% {light:.0f}%)">{text}</b>'  # from white
 
 
 def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
-    """Tokens of a text, their entropies (nats; `blank`: each hidden alone), and what each rule chooses.
-
-    Returns (list of n tokens without [CLS] and [SEP], list of n entropies, {rule: list of n bools}).
-    """
+    """Of a text: its n tokens, their n entropies (nats; `blank`: each hidden alone), {rule: n bools}."""
     tokenizer.enable_truncation(model.config.max_position_embeddings)
     encoding = tokenizer.encode(text)
     ids = torch.tensor([encoding.ids])
@@ -493,7 +482,7 @@ def picture(tokens, entropies, picks, style: str) -> str:
 
 def main(argv=None):
     """Show how unsure a checkpoint is of each token of a text, and what each rule would mask."""
-    from model import BertForMaskedLM, atomic_write, explain, load_tokenizer  # the rest needs no model.py
+    from model import BertForMaskedLM, explain, load_tokenizer  # the rest of this file needs no model.py
 
     parser = ArgumentParser(description=main.__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
@@ -519,7 +508,7 @@ def main(argv=None):
         if o.html:
             rows = picture([html.escape(token) for token in tokens], entropies, picks, HTML)
             page = f'<!doctype html><meta charset="utf-8"><title>{title}</title><pre>{title}\n\n{rows}</pre>'
-            atomic_write(Path(o.html), lambda file: file.write(page.encode()))
+            Path(o.html).write_text(page, encoding="utf-8")
             print(f"written to {o.html}")
     except Exception as error:
         sys.exit(f"masking.py: {explain(error)}")
