@@ -1,0 +1,31 @@
+"""The table of other encoders: what it measures is the pass and nothing else."""
+
+import math
+import sys
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import any_encoder  # noqa: E402 (needs transformers)
+
+SMALL = "--layers 1 --width 32 --vocab-size 4000 --rows 8 --length 32 --repeats 1".split()
+
+
+@pytest.mark.parametrize("name, way", [("Roberta", "hook"), ("MobileBert", "fallback")])
+def test_a_pass_through_the_hook_is_told_from_one_over_all_logits(name, way):
+    o = any_encoder.make_parser().parse_args(SMALL)
+    found, seconds = any_encoder.times(name, o)
+    assert found == way
+    assert all(s > 0 for s in seconds.values()), seconds
+
+
+def test_the_table_has_a_row_per_architecture(monkeypatch, capsys):
+    monkeypatch.setattr(any_encoder, "alone", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(sys, "argv", ["any_encoder.py", "--architectures", "DistilBert", *SMALL])
+    any_encoder.main()
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
+    assert cells[:2] == ["DistilBert", "hook"]
+    memory = [float(cell.removesuffix(" MiB")) for cell in cells[4::2]]
+    assert len(memory) == 2
+    assert all(m >= 0 or math.isnan(m) for m in memory), "Linux states the peak, other systems do not"
