@@ -132,8 +132,8 @@ def check(o, parser, world: int):
 def builtin_corpus(cache) -> Path:
     """English documentation on this machine as a text file in the cache, one document per source file.
 
-    Docstrings of Python, torch and numpy, read through `ast`: nothing is imported or run. Native functions
-    get theirs as an argument, so every long string is read; kept are paragraphs of words, without code.
+    Paragraphs of words, not of code, from the long strings of Python's, torch's and numpy's source: native
+    functions get their docstrings as an argument. Nothing is run.
     """
     path = Path(cache) / f"documentation-{platform.python_version()}-{torch.__version__}-{np.__version__}.txt"
     if path.is_file():
@@ -159,10 +159,7 @@ def builtin_corpus(cache) -> Path:
 
 
 def read_documents(paths):
-    """The documents of .txt, .gz or .xz files as lists of paragraphs: up to an empty line, or 1,000 of them.
-
-    Raises ValueError for what is no text.
-    """
+    """The documents of .txt, .gz or .xz files: lists of at most 1,000 paragraphs. ValueError for no text."""
     for path in paths:
         opener = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
         document = []
@@ -196,11 +193,9 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     for document in read_documents(paths):
         counts.update(learner.normalize(" ".join(document)))
     frequent = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
-    covered = np.cumsum([counts[c] for c in frequent])
-    limit = min(1000, size // 4, len(frequent))
-    if limit and covered[limit - 1] < 0.995 * covered[-1]:  # Chinese, for example
-        limit = min(int(np.searchsorted(covered, 0.995 * covered[-1])) + 1, size // 2 - 5)
-
+    covered = np.cumsum([0, *(counts[c] for c in frequent)])  # of the text, by so many characters
+    enough = int(np.searchsorted(covered, 0.995 * covered[-1]))  # thousands in Chinese, for example
+    limit = max(min(1000, size // 4), min(enough, size // 2 - 5))
     alphabet = sorted(frequent[:limit])
     within = ["##" + c for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
     first = [*bert.SPECIAL_TOKENS, *alphabet, *within]
@@ -213,10 +208,10 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
 def tokenise(paths, tokenizer: Tokenizer, folder: Path):
     """Write two streams of token ids (int32) into a folder: train.ids and held_out.ids.
 
-    A document's side follows from a hash of its text. A paragraph that occurred before, but for case, spaces
-    and digits, is left out, so that none is on both sides. A literal "[MASK]" in a text stays text.
+    A document's side follows from a hash of its text. A paragraph that occurred before, except for case,
+    spaces and digits, is left out, so that none is on both sides.
     """
-    tokenizer.encode_special_tokens = True
+    tokenizer.encode_special_tokens = True  # a literal "[MASK]" in a text stays text
     seen = set()
     with open(folder / "train.ids", "wb") as train, open(folder / "held_out.ids", "wb") as held_out:
         documents = read_documents(paths)
@@ -224,12 +219,11 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
             new = []
             for paragraph in document:
                 plain = re.sub(r"\d+", "0", " ".join(paragraph.lower().split()))
-                key = hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=8).digest()
+                key = hashlib.blake2b(plain.encode(), digest_size=8).digest()
                 if key not in seen:
                     seen.add(key)
                     new.append(paragraph)
-            draw = zlib.crc32("\n".join(new).encode("utf-8", "replace")) / 2**32
-            side = held_out if draw < HELD_OUT else train
+            side = held_out if zlib.crc32("\n".join(new).encode()) < HELD_OUT * 2**32 else train
             for encoding in tokenizer.encode_batch_fast(new, add_special_tokens=False):
                 side.write(np.array(encoding.ids, np.int32).tobytes())
 
@@ -237,12 +231,12 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
 def prepare_text(o):
     """(tokenizer, training ids, held-out ids, name of the text); ids are memory-mapped, a stream per side.
 
-    Tokenised once, into a cache folder named after the content of corpus and vocabulary. It gets its name
-    when it is complete. Raises OSError or ValueError for text that is missing, damaged or too short.
+    Tokenised once, into a cache folder that is named after the content of corpus and vocabulary when it is
+    complete. Raises OSError or ValueError for text that is missing, damaged or too short.
     """
     cache = Path(o.cache)
     cache.mkdir(parents=True, exist_ok=True)
-    paths = [Path(path) for path in o.corpus] or [builtin_corpus(cache)]
+    paths = o.corpus or [builtin_corpus(cache)]
     tokenizer = None
     if o.from_ or o.vocab:
         tokenizer = bert.load_tokenizer(o.from_ or o.vocab, lowercase=False if o.cased else None)
@@ -265,11 +259,11 @@ def prepare_text(o):
                 unfinished.rename(folder)
 
     files = [folder / "train.ids", folder / "held_out.ids"]
-    sides = [np.memmap(f, np.int32, "r") if f.stat().st_size else np.empty(0, np.int32) for f in files]
-    train, held_out = sides
+    ids = [np.memmap(f, np.int32, "c") if f.stat().st_size else np.empty(0, np.int32) for f in files]
+    train, held_out = ids
     body = o.seq_len - 2
     if min(len(train), len(held_out)) < body:  # few documents: the end of the text is held out instead
-        everything = np.concatenate(sides)
+        everything = np.concatenate(ids)
         cut = max(0, len(everything) - max(body, int(HELD_OUT * len(everything))))
         train = everything[:cut]
         held_out = everything[cut:]
@@ -350,9 +344,9 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
 class MaskedLoss(torch.autograd.Function):
     """(loss, right, entropy [...]) = MaskedLoss.apply(logits [..., V], labels [...]): mlm_loss, faster.
 
-    The gradient of -log p(y) is p - onehot(y), so that one p, made a slice of rows at a time while it is in
-    the processor's cache, gives the loss, the gradient and the entropy of each blank in nats (for --reading
-    memory). Autograd would make several tensors of the logits' size and read each from memory again.
+    The gradient of -log p(y) is p - onehot(y), so one p, made for a few rows at a time, which stay in the
+    processor's cache, gives loss, gradient and entropy (nats, for --reading memory). Autograd would write
+    several tensors of the logits' size to memory and read each again.
     """
 
     @staticmethod
@@ -408,10 +402,9 @@ def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.
 
 
 def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """Resolve "auto": a GPU if there is one; bfloat16 where the hardware multiplies it.
+    """Resolve "auto": a GPU if there is one; bfloat16 where the hardware multiplies it, or float16 on a GPU.
 
-    Where it does not: float16 on a GPU, else float32. On a GPU products that stay float32 may round their
-    factors to TF32. Raises ValueError for a device that cannot be used.
+    On a GPU products that stay float32 use TF32. Raises ValueError for a device that cannot be used.
     """
     if device in ("auto", "cuda") and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -436,27 +429,20 @@ def keep_freed_ram():
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
-def add(totals: dict, values: dict):
-    """Add values to the totals of the same names, in place."""
-    for name, value in values.items():
-        totals[name] = totals.get(name, 0) + value
-
-
 # ---- one run ----
 
 
 class Pretraining:
     """Text, model, optimiser, and what was measured so far. distill.py overrides the three hooks below."""
 
-    extra_columns: dict = {}  # figures that stand beside the held-out score in every line of the log
-
     def __init__(self, o):
         self.o = o
         self.step = 0
         self.seconds = 0.0  # of training, without evaluations
         self.log = []  # a dict per evaluation
-        self.sums = {}  # since the last evaluation: what `loss` measures, over the masked tokens
-        self.seen = {}  # and what the masks were
+        self.extra_columns = {}  # figures that stand in each of them
+        self.sums = Counter()  # since the last evaluation: what `loss` measures, over the masked tokens
+        self.seen = Counter()  # and what the masks were
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.dtype = pick_hardware(o.device, o.dtype)
@@ -473,8 +459,7 @@ class Pretraining:
         if self.world > 1:
             if self.rank == 0:
                 prepare_text(o)  # the others wait, and find it done
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(days=1))  # texts and tables may take long
+            dist.init_process_group(timeout=timedelta(days=1))  # texts and tables may take long
         self.tokenizer, self.train_ids, self.held_out_ids, self.text_key = prepare_text(o)
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
@@ -487,8 +472,7 @@ class Pretraining:
             raise ValueError("--whole-word needs a vocabulary with ## pieces: here every piece is a word")
         self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
         self.random_steps = as_steps(o.entropy_warmup, o.steps)
-        parts = np.array_split(self.train_ids, 1 + len(self.train_ids) // 2**22)  # bincount makes a copy
-        counts = torch.from_numpy(sum(np.bincount(part, minlength=len(self.pieces)) for part in parts))
+        counts = torch.bincount(torch.from_numpy(self.train_ids), minlength=len(self.pieces))
         self.unknown = (counts[self.vocab["[UNK]"]] / counts.sum()).item()  # share of [UNK] in the text
         self.unigram = (counts + 1.0) / (counts + 1.0).sum()  # word frequencies, add-one smoothing
         self.exam = draw_exam(self.held_out_ids, o.seq_len, self.cls, self.sep, self.mask)
@@ -510,8 +494,8 @@ class Pretraining:
         if not bert.same_tokenizer(bert.load_tokenizer(folder), self.tokenizer):
             raise ValueError(f"{folder} splits text into other pieces than this run; try --vocab {folder}")
         model = bert.BertForMaskedLM.from_pretrained(folder, vocab_size=len(self.vocab), **changes)
-        if model.config.max_position_embeddings < self.o.seq_len:
-            longest = model.config.max_position_embeddings
+        longest = model.config.max_position_embeddings
+        if longest < self.o.seq_len:
             raise ValueError(f"{folder} reads rows of at most {longest} tokens: choose a shorter --seq-len")
         return model
 
@@ -543,8 +527,7 @@ class Pretraining:
     def entropies(self, ids, index, candidates) -> torch.Tensor:
         """How unsure the model that --masking names is of the rows `ids`, number `index`: [B, T], nats.
 
-        As remembered, or at the candidates alone, or at every token as it is seen. Every process draws the
-        same masks for all rows, so that each reads its own rows here and the results are added.
+        Every process draws the same masks for all rows, so each reads its own rows and the results are added.
         """
         o = self.o
         if self.memory:
@@ -555,10 +538,10 @@ class Pretraining:
         for rows in self.slices:
             with self.autocast():
                 if candidates is None:
-                    read = masking.visible_entropy(source, ids[rows])
+                    entropy[rows] = masking.visible_entropy(source, ids[rows])
                 else:
-                    read = masking.blank_entropy(source, ids[rows], candidates[rows], self.mask, width)
-            entropy[rows] = read
+                    hidden = candidates[rows]
+                    entropy[rows] = masking.blank_entropy(source, ids[rows], hidden, self.mask, width)
         return self.sum_over_processes(entropy)
 
     # -- one step --
@@ -586,7 +569,7 @@ class Pretraining:
         for rows in self.slices:
             loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
             self.scaler.scale(loss / count).backward()
-            add(self.sums, sums | {"masks": masked[rows].sum()})
+            self.sums.update(sums)  # a Counter adds
         for parameter in self.model.parameters():
             self.sum_over_processes(parameter.grad)  # the gradient of a sum is the sum of gradients
 
@@ -602,7 +585,7 @@ class Pretraining:
         # What the log and the memory keep of this step.
         ids = torch.zeros(size, device=self.device)  # how often each was masked
         ids.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
-        add(self.seen, {"steps": 1, "ids": ids, "distinct": (ids > 0).sum()})
+        self.seen.update({"steps": 1, "ids": ids, "distinct": (ids > 0).sum()})
         if self.memory:
             blank = masked & (corrupted.gather(1, places) == self.mask)  # [MASK] was read, no random word
             self.memory.write(self.send(index), places, self.sum_over_processes(entropy), blank)
@@ -613,19 +596,17 @@ class Pretraining:
         """The positions to mask in the rows ids [B, T] of this step, numbers index [B]: bool [B, T]."""
         o = self.o
         eligible = self.eligible(ids)
-        word_start = ~self.continues[ids] if o.whole_word else None
-        rule = o.select
-        share = o.random_share
-        entropy = candidates = None
+        words = ~self.continues[ids] if o.whole_word else None  # where they start
         if o.masking == "random" or self.step < self.random_steps:
-            rule = "random"
-            share = 0.0
-        else:
-            if o.reading == "blank":
-                candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, word_start)
-            entropy = self.entropies(ids, index, candidates)
+            return masking.select_positions("random", eligible, o.mask_ratio, generator=rng, word_start=words)
+
+        candidates = None
+        if o.reading == "blank":
+            candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, words)
+        entropy = self.entropies(ids, index, candidates)
+        share = o.random_share
         return masking.select_positions(
-            rule, eligible, o.mask_ratio, entropy, candidates, o.select_temperature, rng, share, word_start
+            o.select, eligible, o.mask_ratio, entropy, candidates, o.select_temperature, rng, share, words
         )
 
     def send(self, array) -> torch.Tensor:
@@ -644,9 +625,9 @@ class Pretraining:
 
     def means(self) -> dict:
         """What `loss` measures, per masked token since the last evaluation. This waits for the device."""
-        sums = torch.stack([value.float() for value in self.sums.values()])
-        *values, masks = self.sum_over_processes(sums).tolist()
-        return {name: value / masks for name, value in zip(self.sums, values, strict=False)}
+        sums = self.sum_over_processes(torch.stack([value.float() for value in self.sums.values()])).tolist()
+        masks = self.seen["ids"].sum().item()
+        return {name: value / masks for name, value in zip(self.sums, sums, strict=True)}
 
     def refuse_divergence(self, loss: float):
         """Raise ValueError where a loss is not finite, or beyond any guessing."""
@@ -664,13 +645,12 @@ class Pretraining:
         entropy = masking.blank_entropy(self.model, ids, selected, self.mask)
         steps = self.seen["steps"]
         masks = self.seen["ids"].sum()
-        figures = {
-            "masked_entropy": entropy.sum() / selected.sum(),
-            "masked_per_row": masks / (steps * self.o.batch_size),
-            "distinct_ids": self.seen["distinct"] / steps,
-            "commonest_share": self.seen["ids"].max() / masks,
+        return {
+            "masked_entropy": float(entropy.sum() / selected.sum()),
+            "masked_per_row": float(masks / (steps * self.o.batch_size)),
+            "distinct_ids": float(self.seen["distinct"] / steps),
+            "commonest_share": float(self.seen["ids"].max() / masks),
         }
-        return {name: float(value) for name, value in figures.items()}
 
     def report(self, speed: float = 0.0):
         """Evaluate, add a line to the log, save. speed: tokens per second since the last evaluation."""
@@ -678,13 +658,12 @@ class Pretraining:
         with self.autocast(), torch.compiler.set_stance("force_eager"):  # other shapes: do not compile anew
             loss, accuracy = examine(self.model, self.exam)
             if self.sums:  # before the first step there are none
-                line |= self.means() | self.mask_figures()
+                line |= self.means() | self.mask_figures() | {"lr": self.optimizer.param_groups[0]["lr"]}
         self.refuse_divergence(loss)
 
         plateau = loss > self.floor - PLATEAU and all(line["on_plateau"] for line in self.log)
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "on_plateau": int(plateau)}
-        line |= {"lr": self.optimizer.param_groups[0]["lr"], **self.extra_columns}
-        line |= {"seconds": round(self.seconds, 2), "tokens_per_second": round(speed)}
+        line |= {"seconds": round(self.seconds, 2), "tokens_per_second": round(speed)} | self.extra_columns
         self.log.append(line)
         if self.rank == 0:
             where = "on the plateau" if plateau else f"{loss - self.floor:+.2f} from the floor"
@@ -696,8 +675,8 @@ class Pretraining:
                 what = f"held-out loss {above:.2f} above its best, commonest word {common:.1%} of the masks"
                 tqdm.write(f"WARNING: {what}; see README, When masks collapse")
             self.save()
-        self.sums = {}
-        self.seen = {}
+        self.sums.clear()
+        self.seen.clear()
 
     def save(self):
         """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), the model folder and the log."""
@@ -723,8 +702,7 @@ class Pretraining:
             setattr(self, name, state[name])
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
+        self.scaler.load_state_dict(state["scaler"])
         for name, value in state["memory"].items():
             setattr(self.memory, name, value.to(self.device))
 
