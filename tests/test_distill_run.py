@@ -99,6 +99,24 @@ def test_a_high_temperature_is_no_divergence(distil, tmp_path, teacher):
     assert run.log[-1]["held_out_loss"] < 4
 
 
+def test_spare_pieces_of_a_teacher_are_seen_by_nobody(distil, teacher, tmp_path):
+    # Vocabularies are padded to a multiple of 64, and nothing says that the spare rows are unlikely.
+    real = BertForMaskedLM.from_pretrained(teacher)
+    config = BertConfig.from_folder(teacher, vocab_size=real.config.vocab_size + 44)
+    padded = BertForMaskedLM(config)
+    state = padded.state_dict()
+    for name, tensor in real.state_dict().items():
+        state[name][: len(tensor)] = tensor
+    state["cls.predictions.bias"][real.config.vocab_size :] = 20.0
+    padded.load_state_dict(state)
+    padded.save_pretrained(tmp_path / "padded", load_tokenizer(teacher))
+    options = ("--masking", "teacher", "--entropy-warmup", 0, *FEW)
+    one = distil(*options, out="one")
+    other = distil(*options, "--teacher", tmp_path / "padded", out="other")
+    for name in ("teacher_loss", "teacher_accuracy", "kl", "agreement", "held_out_loss"):
+        assert one.log[-1][name] == pytest.approx(other.log[-1][name], rel=1e-5), name
+
+
 @pytest.mark.parametrize("mask", ["random", "teacher"])
 def test_a_step_asks_the_teacher_once_at_the_masked_places_and_leaves_it_alone(distil, mask, monkeypatch):
     calls = []

@@ -28,6 +28,8 @@ def test_a_run_writes_a_folder_that_transformers_opens(train, tmp_path, capsys):
     assert names | {"checkpoint.pt", "log.csv", "args.json"} <= {path.name for path in out.iterdir()}
     record = json.loads((out / "args.json").read_text())
     assert record["options"]["steps"] == 4 and record["versions"]["torch"] == torch.__version__
+    config = json.loads((out / "config.json").read_text())
+    assert config["hidden_dropout_prob"] == 0.1, "who fine-tunes it elsewhere wants BERT's own dropout"
 
     printed = capsys.readouterr().out
     for word in ("model ", "text ", "words ", "masks ", "floor ", "held-out loss", "best ", "guess", "next "):
@@ -198,6 +200,14 @@ def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, nursery,
     assert gap / size < 2e-6, f"weights differ by {gap / size:.1e} on average after 8 steps of up to 1e-3"
     losses = [float(log(tmp_path / name)[-1]["loss"]) for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_run_in_two_processes_resumes_to_the_same_bits(tmp_path, corpus, cache, nursery, free_port):
+    given = ["--corpus", corpus, "--cache", cache, *SMALL, "--reading", "memory", "--dropout", 0.1]
+    nursery.together("train.py", [*given, "--out", tmp_path / "whole"], 2, free_port)
+    as_if_killed(tmp_path / "whole", tmp_path / "broken")
+    nursery.together("train.py", ["--resume", "--out", tmp_path / "broken"], 2, free_port)
+    assert same(tmp_path / "whole", tmp_path / "broken")
 
 
 def test_torchrun_starts_a_run_and_ends_it(tmp_path, corpus, cache):
