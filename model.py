@@ -280,7 +280,7 @@ class BertForMaskedLM(Pretrained):
         """
         hidden, _ = self.bert(input_ids, attention_mask, token_type_ids)
         if positions is not None:
-            hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+            hidden = hidden.take_along_dim(positions[..., None], 1)
         return self.cls["predictions"](hidden)
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -424,17 +424,15 @@ def read_weights(folder) -> dict[str, torch.Tensor]:
 
     Raises ValueError where a file is missing or damaged, or where two tensors that are one here differ.
     """
-    folder = Path(folder)
-    stems = ("model.safetensors", "pytorch_model.bin")
-    paths = [folder / (stem + end) for stem in stems for end in ("", ".index.json")]
-    first = next((path for path in paths if path.is_file()), paths[0])
-    files = [first]
-    if first.suffix == ".json":  # a large model is split; the index says which tensor is in which file
-        parts = set(read_json(first)["weight_map"].values())
-        files = [folder / Path(part).name for part in sorted(parts)]
+    names = ["model.safetensors", "model.safetensors.index.json"]
+    names += ["pytorch_model.bin", "pytorch_model.bin.index.json"]
+    files = [name for name in names if Path(folder, name).is_file()][:1] or names[:1]
+    if files[0].endswith(".json"):  # a large model is split; the index says which tensor is in which file
+        files = sorted(set(read_json(Path(folder, files[0]))["weight_map"].values()))
 
     weights = {}
-    for path in files:
+    for file in files:
+        path = Path(folder, Path(file).name)
         read = read_safetensors if path.suffix == ".safetensors" else read_torch
         try:
             tensors = {name: tensor.float() for name, tensor in read(path).items()}
@@ -460,28 +458,25 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     if path.is_dir():
         path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"
     whole = read_json(path) if path.suffix == ".json" else {}
-    names = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
-    config, settings, older = [read_json(folder / n) if (folder / n).is_file() else {} for n in names]
+    names = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    config, settings, older, added = [read_json(folder / n) if (folder / n).is_file() else {} for n in names]
 
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class") or "BertTokenizer"
-    if kind not in ("BertTokenizer", "BertTokenizerFast"):
-        raise ValueError(f"{folder}: its tokenizer is a {kind}; only BertTokenizer is read here")
     model = whole.get("model", {}).get("type", "WordPiece")
-    if model != "WordPiece":
-        raise ValueError(f"{path} holds a {model} vocabulary; only WordPiece is read here")
+    if kind not in ("BertTokenizer", "BertTokenizerFast") or model != "WordPiece":
+        raise ValueError(f"{folder}: {kind} with {model}; only BertTokenizer with WordPiece is read here")
 
     # Added words are found before text is split. One list defines them; other settings may only repeat it.
     words = {word.pop("id"): word for word in whole.get("added_tokens", [])}
     words = settings.get("added_tokens_decoder", words)
     if "added_tokens_decoder" not in settings:
-        settings |= older
-        if (folder / "added_tokens.json").is_file():
-            raise ValueError(f"{folder}: added_tokens.json is not read; save it anew with transformers 5")
+        settings |= {**older, "added_tokens": list(added)}
     known = [*SPECIAL_TOKENS, *(word["content"] for word in words.values()), False]  # False: a switch
     for key, value in settings.items():
         named = value if isinstance(value, list) else [value]
         if key.endswith(("_token", "_tokens")) and not all(word in known for word in named):
-            raise ValueError(f"{folder}: {key} is {value!r}, which is not in added_tokens_decoder")
+            where = "added_tokens_decoder, where transformers 5 saves it"
+            raise ValueError(f"{folder}: {key} is {value!r}, which is not in {where}")
 
     rules = {"lowercase": settings.get("do_lower_case", True) if lowercase is None else lowercase}
     rules |= {"strip_accents": settings.get("strip_accents")}
