@@ -196,10 +196,7 @@ def traced(monkeypatch):
     torch._dynamo.reset()
 
 
-COMPILED = [
-    ("train.py", "--entropy-warmup", 2),
-    ("train.py", "--entropy-warmup", 2, "--whole-word", "--accumulate", 2),
-]
+COMPILED = [("train.py", "--entropy-warmup", 2, "--whole-word", "--accumulate", 2)]
 COMPILED += [("distill.py", "--masking", "teacher", "--entropy-warmup", 0)]
 
 

@@ -357,7 +357,7 @@ def language(cache, tmp_path_factory):
     parts = (f"one two three four {rng.choice(colours)} five six {rng.choice(tastes)}" for _ in range(3000))
     text = "".join(part + ("\n" if i % 50 == 49 else " ") for i, part in enumerate(parts))
     (folder / "text.txt").write_text(text)
-    options = ["--batch-size", 16, "--steps", 300, "--eval-every", 100, "--entropy-warmup", 0.5, "--lr", 2e-3]
+    options = ["--steps", 200, "--eval-every", 100, "--entropy-warmup", 0.5, "--lr", 3e-3]
     given = ["--corpus", folder / "text.txt", *SMALL, "--cache", cache, "--out", folder / "model"]
     launch(*given, *options)
     return folder
