@@ -4,7 +4,8 @@
 
 BLiMP (Warstadt et al. 2020, arXiv 1912.00582) has 67 paradigms of 1,000 pairs, a .jsonl file each; get it
 from github.com/alexwarstadt/blimp. A masked LM scores a sentence by its pseudo-log-likelihood (Salazar et al.
-2020, arXiv 1910.14659): the sum over its tokens of log p(token | the others, this one hidden). Prints a Markdown table and writes blimp.json into the folder of the model.
+2020, arXiv 1910.14659): the sum over its tokens of log p(token | the others, this one hidden). Prints a
+Markdown table and writes blimp.json into the folder of the model.
 """
 
 import argparse
@@ -76,7 +77,10 @@ def table(pairs: list[dict], by_paradigm: dict) -> str:
     """Markdown: a line per field of linguistics, then the mean over paradigms with its standard error."""
     fields = defaultdict(dict)
     for pair in pairs:
-        fields[pair["field"]][pair["UID"]] = by_paradigm[pair["UID"]]
+        field = pair["field"].replace(
+            "_", "/"
+        )  # one file writes syntax/semantics, the others syntax_semantics
+        fields[field][pair["UID"]] = by_paradigm[pair["UID"]]
     lines = ["| field | paradigms | accuracy |", "|---|---|---|"]
     for field, paradigms in sorted(fields.items()):
         lines.append(f"| {field} | {len(paradigms)} | {100 * np.mean(list(paradigms.values())):.1f} |")
