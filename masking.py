@@ -220,11 +220,8 @@ def rule_low(entropy, pool, temperature, generator):
 
 def rule_mid(entropy, pool, temperature, generator):
     """-|H - median of the row's pool|; the median of an even number is the mean of the two in the middle."""
-    ordered = entropy.masked_fill(~pool, float("inf")).sort(-1).values
-    count = pool.sum(-1, keepdim=True)
-    low = ordered.gather(-1, ((count - 1) // 2).clamp_min(0))
-    high = ordered.gather(-1, count // 2)
-    return -(entropy - (low + high) / 2).abs()
+    median = entropy.masked_fill(~pool, torch.nan).nanquantile(0.5, dim=-1, keepdim=True)
+    return -(entropy - median).abs()
 
 
 def rule_both(entropy, pool, temperature, generator):
@@ -392,8 +389,7 @@ def vocabulary_of(tokenizer):
     """(id of the mask token, number of entries, special ids) of transformers' or tokenizers' tokenizer."""
     if hasattr(tokenizer, "all_special_ids"):
         return tokenizer.mask_token_id, len(tokenizer), tokenizer.all_special_ids
-    added = tokenizer.get_added_tokens_decoder()
-    special = [token_id for token_id, token in added.items() if token.special]
+    special = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
     return tokenizer.token_to_id("[MASK]"), tokenizer.get_vocab_size(), special
 
 
@@ -438,7 +434,6 @@ def mask_batch(
 
 # ---- what it looks like: python masking.py --model FOLDER --text "..." ----
 
-PLAIN = "{text}"
 COLOUR = "\033[30;48;5;{shade}m{text}\033[0m"  # of a terminal, from yellow to red
 HTML = '<b style="background:hsl(0 100% {light:.0f}%)">{text}</b>'  # from white to red
 
@@ -502,7 +497,7 @@ def main(argv=None):
         title = f"{o.reading} entropy per token; at most {math.log(tokenizer.get_vocab_size()):.1f} nats"
         print(title)
         coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print(picture(tokens, entropies, picks, COLOUR if coloured else PLAIN))
+        print(picture(tokens, entropies, picks, COLOUR if coloured else "{text}"))
         if tokens.count("[UNK]") > 0.02 * len(tokens):
             print("WARNING: [UNK] stands for pieces that the vocabulary lacks")
         if o.html:

@@ -197,9 +197,8 @@ class Pretrained(nn.Module):
     def from_pretrained(cls, folder, **changes):
         """Load a folder written here or by `transformers`, in evaluation mode; `changes` override its config.
 
-        Heads that the folder lacks (pooler, classifier, or one of another num_labels) start at random and are
-        listed in `model.newly_initialised`; heads that this class lacks are left out. A vocab_size below the
-        stored one cuts the spare rows of a padded vocabulary. Raises ValueError where files do not fit.
+        Heads that the folder lacks, or has for another num_labels, start at random; `newly_initialised` lists
+        them. A vocab_size below the stored one cuts the spare rows of a padded vocabulary. Raises ValueError.
         """
         model = cls(BertConfig.from_folder(folder, **changes))
         model.newly_initialised = []
@@ -274,12 +273,9 @@ class BertForMaskedLM(Pretrained):
         init_normal(self.cls, config.initializer_range)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
-        """Logits over the vocabulary: [B, T, V], or [B, k, V] at the places `positions` [B, k] alone.
-
-        The head is most of the work of a small model, and only masked tokens need it.
-        """
+        """Logits over the vocabulary: [B, T, V], or [B, k, V] at the places `positions` [B, k] alone."""
         hidden, _ = self.bert(input_ids, attention_mask, token_type_ids)
-        if positions is not None:
+        if positions is not None:  # the head is most of the work of a small model; few tokens need it
             hidden = hidden.take_along_dim(positions[..., None], 1)
         return self.cls["predictions"](hidden)
 
