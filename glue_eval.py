@@ -126,8 +126,8 @@ ACC_F1 = (accuracy, f1_score)
 MATTHEWS = (matthews_corrcoef,)
 BINARY = ("0", "1")
 TWO_WAY = ("entailment", "not_entailment")
-SCORE_PATTERN = re.compile(r"[0-4](\.\d+)?|5(\.0+)?")
 THREE_WAY = ("entailment", "neutral", "contradiction")
+SCORE_PATTERN = re.compile(r"[0-4](\.\d+)?|5(\.0+)?")
 MNLI_FILES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 MNLI_ROWS = (392702, 9815, 9832, 9796, 9847)
 TASKS = {
@@ -163,26 +163,25 @@ def read_split(path: Path, task: Task):
     if width <= max(*columns, 0 if hidden else task.label):
         raise ValueError(f"{path} is no file of GLUE: it begins {lines[0][:40]!r}; get it again")
 
-    texts, labels, ragged = [], [], 0
-    header = 1 if hidden or task.header else 0
-    for number, cells in enumerate(rows[header:], 1 + header):
-        if not any(cells):
-            continue
-        if len(cells) != width and not hidden:
-            ragged += 1
-            continue
-        texts.append(tuple((cells + [""] * width)[column] for column in columns))
-        if not hidden:
-            label = cells[task.label]
-            if not (label in task.labels if task.labels else SCORE_PATTERN.fullmatch(label)):
-                wanted = " or ".join(task.labels) or "a number from 0 to 5"
-                raise ValueError(f"{path}, line {number}: label {label!r} is not {wanted}; fix the file")
-            labels.append(task.labels.index(label) if task.labels else float(label))
-    if not texts:
+    filled = [(number, cells) for number, cells in enumerate(rows, 1) if any(cells)]
+    filled = filled[1:] if hidden or task.header else filled
+    kept = [(number, cells) for number, cells in filled if hidden or len(cells) == width]
+    if not kept:
         raise ValueError(f"{path} holds no rows; get the file again")
-    if ragged:
-        print(f"{path}: {ragged:,} rows with too many or too few columns are skipped")
-    return texts, None if hidden else np.array(labels, np.int64 if task.labels else np.float32)
+    if len(kept) < len(filled):
+        print(f"{path}: {len(filled) - len(kept):,} rows with too many or too few columns are skipped")
+    texts = [tuple((cells + [""] * width)[column] for column in columns) for _, cells in kept]
+    if hidden:
+        return texts, None
+
+    labels = []
+    for number, cells in kept:
+        label = cells[task.label]
+        if not (label in task.labels if task.labels else SCORE_PATTERN.fullmatch(label)):
+            wanted = " or ".join(task.labels) or "a number from 0 to 5"
+            raise ValueError(f"{path}, line {number}: label {label!r} is not {wanted}; fix the file")
+        labels.append(task.labels.index(label) if task.labels else float(label))
+    return texts, np.array(labels, np.int64 if task.labels else np.float32)
 
 
 def load_task(name: str, data_dir, with_test: bool = True):
@@ -228,30 +227,27 @@ def download(names, data_dir):
             failed.append(name)
             print(f"{name}: failed: {error}")
     if failed:
-        advice = "start again, or take the folder from another copy of GLUE (gluebenchmark.com/tasks)"
-        raise OSError(f"{', '.join(failed)} not downloaded: {advice}")
+        raise OSError(f"{', '.join(failed)} not downloaded: start again, or see gluebenchmark.com/tasks")
 
 
 def fetch(url: str) -> bytes:
     """Download a file. Raises OSError."""
     data = io.BytesIO()
     with urllib.request.urlopen(url, timeout=60) as reply:
-        total = int(reply.headers.get("Content-Length") or 0)
-        with tqdm.wrapattr(reply, "read", total or None, desc=Path(url).name, disable=None) as source:
+        with tqdm.wrapattr(reply, "read", reply.length, desc=Path(url).name, disable=None) as source:
             shutil.copyfileobj(source, data)
     return data.getvalue()
 
 
-def split_mrpc(*parts: bytes) -> dict:
-    """{"train": text, ...} as GLUE has it, of the ids of its dev set and the paraphrase corpus."""
-    tables = [part.decode().strip("\r\n").split("\n") for part in parts]
-    ids, train, test = ([line.rstrip("\r").split("\t") for line in table] for table in tables)
-    files = {"train": train[:1], "dev": train[:1], "test": [["index", *test[0][1:]]]}
+def split_mrpc(ids: bytes, train: bytes, test: bytes) -> dict:
+    """{"train": bytes, ...} as GLUE has it, of the ids of its dev set and the paraphrase corpus."""
+    ids, train, test = ([line.split(b"\t") for line in part.splitlines()] for part in (ids, train, test))
+    files = {"train": train[:1], "dev": train[:1], "test": [[b"index", *test[0][1:]]]}
     for row in train[1:]:
         files["dev" if row[1:3] in ids else "train"].append(row)
     for i, row in enumerate(test[1:]):
-        files["test"].append([str(i), *row[1:]])
-    return {stem: "".join("\t".join(row) + "\n" for row in rows).encode() for stem, rows in files.items()}
+        files["test"].append([b"%d" % i, *row[1:]])
+    return {stem: b"".join(b"\t".join(row) + b"\n" for row in rows) for stem, rows in files.items()}
 
 
 # ---- fine-tuning ----
@@ -268,13 +264,6 @@ def encode(tokenizer, texts) -> list:
     return [np.array((e.ids, e.type_ids), np.int32) for e in encodings]
 
 
-def unknown_share(tokenizer, texts) -> float:
-    """The share of [UNK], what the vocabulary cannot write, among the tokens of about 1,000 rows."""
-    some = texts[:: 1 + len(texts) // 1000]
-    tokens = [token for text in some for token in tokenizer.encode(*text, add_special_tokens=False).tokens]
-    return tokens.count("[UNK]") / max(1, len(tokens))
-
-
 def length_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list:
     """Every row once, in batches of similar length: shuffle, sort pools of 64 batches, shuffle batches."""
     rng = np.random.default_rng(seed)
@@ -287,27 +276,23 @@ def length_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list:
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device; from pinned memory, so that nobody waits for a GPU that is still at work."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
+    tensor = tensor.pin_memory() if device.type == "cuda" else tensor
     return tensor.to(device, non_blocking=True)
 
 
 def forward(model, rows, o) -> torch.Tensor:
-    """Logits [B, C], float32, of B rows int32 [2, T], padded to the longest of them."""
+    """Logits [B, C], float32, of B rows int32 [2, T]. A model of a single segment sees all tokens in that."""
     tensors = [torch.from_numpy(row.T) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=-1)  # [B, T, 2]
     ids, segments = send(padded, o.device).unbind(-1)
     with torch.autocast(o.device.type, o.dtype, enabled=o.dtype != torch.float32):
-        _, pooled = model.bert(ids.clamp_min(0), ids >= 0, segments.clamp_min(0))
+        _, pooled = model.bert(ids.clamp(0), ids >= 0, segments.clamp(0, model.config.type_vocab_size - 1))
     return model.classifier(model.dropout(pooled.float()))  # in bfloat16 many scores would be ties
 
 
 def build_model(name: str, seed: int, arm: str, o, vocab_size: int) -> m.BertForSequenceClassification:
-    """The checkpoint, or its shape with train.py's start; a new classifier, and a pooler if it has none.
-
-    Dropout is BERT's 0.1, whatever the checkpoint was pretrained with. vocab_size: the tokenizer's.
-    """
-    changes = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    """The checkpoint, or its shape with train.py's start; a new classifier, and a pooler if it has none."""
+    changes = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}  # whatever pretraining had
     changes |= {"num_labels": len(TASKS[name].labels) or 1, "vocab_size": vocab_size}
     config = m.BertConfig.from_folder(o.model, **changes)
     std = config.initializer_range
@@ -326,15 +311,12 @@ def build_model(name: str, seed: int, arm: str, o, vocab_size: int) -> m.BertFor
 
 
 def update(model, optimizer, scaler, rows, labels, o):
-    """One step on B rows and labels [B]. Returns loss and gradient norm; nothing here waits for a GPU.
-
-    scaler: for float16 it multiplies the loss, or small gradients would become 0, and skips a step whose
-    gradients overflow (Micikevicius et al. 2018, arXiv 1710.03740).
-    """
+    """One step on B rows and labels [B]. Returns loss and gradient norm; nothing here waits for a GPU."""
     logits = forward(model, rows, o)
     y = send(torch.from_numpy(labels), o.device)
     loss = F.mse_loss(logits[:, 0], y) if y.is_floating_point() else F.cross_entropy(logits, y)
 
+    # float16 rounds small gradients to 0, so the loss is scaled up; overflows are skipped (arXiv 1710.03740)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -344,11 +326,8 @@ def update(model, optimizer, scaler, rows, labels, o):
     return loss.detach(), norm
 
 
-def finetune(model, rows, labels, key, o, title: str) -> float:
-    """Train in place on cross-entropy, or a score's squared error. Returns tokens/s, padding not counted.
-
-    key: (seed, task). Raises ValueError where the training diverges.
-    """
+def finetune(model, rows, labels, key, o, title: str):
+    """Train in place on rows and labels [N]; key: (seed, task). Raises ValueError where that diverges."""
     torch.manual_seed(seed_for(*key, "dropout"))
     model.train()
     if o.freeze:  # the head is pooler and classifier: a masked-LM checkpoint has neither
@@ -363,15 +342,11 @@ def finetune(model, rows, labels, key, o, title: str) -> float:
     batches = []
     for epoch in range(o.epochs):
         batches += length_batches(lengths, o.batch_size, seed_for(*key, "order", epoch))
-    tokens = 0
-    start = time.perf_counter()
     bar = tqdm(batches, title, unit="step", leave=False, disable=None)
     for step, index in enumerate(bar):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(batches), round(0.1 * len(batches)), o.lr)
         loss, norm = update(model, optimizer, scaler, [rows[i] for i in index], labels[index], o)
-        tokens += int(lengths[index].sum())
-
         if step % 50 == 49 or step == len(batches) - 1:  # to read a number is to wait for the GPU
             finite = math.isfinite((loss + norm).item())
             if scaler.is_enabled():  # an overflow is no accident: it halves the scale, which began at 2^16
@@ -379,10 +354,8 @@ def finetune(model, rows, labels, key, o, title: str) -> float:
             if not finite:
                 advice = "try a lower --lr or --dtype float32, with another --out"
                 raise ValueError(f"{title}: diverged at step {step + 1}, loss {loss.item():.3g}; {advice}")
-            speed = tokens / (time.perf_counter() - start)
-            bar.set_postfix_str(f"loss {loss.item():.3f}, {speed:,.0f} tokens/s")
+            bar.set_postfix_str(f"loss {loss.item():.3f}")
     model.eval()
-    return speed
 
 
 @torch.inference_mode()
@@ -419,10 +392,9 @@ def write_submission(path: Path, labels, guess: np.ndarray):
 
 def open_record(o) -> dict:
     """What --out's glue.json holds, or an empty record. Raises ValueError if it has other settings."""
-    digest = hashlib.sha256()  # of the checkpoint: another one may get the same name
-    for pattern in ("config.json", "tokenizer*.json", "vocab.txt", "*.safetensors", "*.bin"):
-        for path in sorted(Path(o.model).glob(pattern)):
-            digest.update(path.read_bytes())
+    patterns = ("config.json", "tokenizer*.json", "vocab.txt", "*.safetensors", "*.bin")
+    files = [path for pattern in patterns for path in sorted(Path(o.model).glob(pattern))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))  # the folder may be trained anew
     names = ("epochs", "lr", "batch_size", "max_length", "max_train", "freeze")
     settings = {name: getattr(o, name) for name in names}
     settings |= {"dtype": str(o.dtype).removeprefix("torch."), "checkpoint": digest.hexdigest()[:16]}
@@ -447,8 +419,6 @@ def evaluate(o):
     tokenizer = m.load_tokenizer(o.model)
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise ValueError(f"{o.model}: the tokenizer has more entries than the model's vocabulary")
-    if config.type_vocab_size < 2:
-        raise ValueError(f"{o.model} knows no segments, which pairs of sentences need")
     o.max_length = min(o.max_length, config.max_position_embeddings)
     tokenizer.encode_special_tokens = True  # "[SEP]" inside a sentence is text
     tokenizer.enable_truncation(o.max_length)  # the longer sentence of a pair loses tokens first
@@ -478,6 +448,7 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
         splits |= diagnostic
         notes += more
     labels = {stem: y for stem, (_, y) in splits.items() if y is not None}
+    paths = {stem: o.answers / f"{ANSWERS.get(stem, name)}.tsv" for stem in splits if stem not in labels}
     if "train" not in labels or len(labels) < 2:
         record["notes"][name] = [f"{name}: skipped, no train and dev file in {folder}"]
         print(record["notes"][name][0])
@@ -497,13 +468,12 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
         splits["train"] = (texts, y)
 
     # what is odd is said now, and again below the table
-    unknown = unknown_share(tokenizer, texts)
+    some = encode(tokenizer, texts[:: 1 + len(texts) // 1000])
+    unknown = np.mean(np.hstack([ids for ids, _ in some]) == tokenizer.token_to_id("[UNK]"))
     if unknown > 0.02:
-        advice = "use a checkpoint whose vocabulary fits"
-        notes.append(f"{name}: the vocabulary lacks {unknown:.1%} of the tokens ([UNK]); {advice}")
+        notes.append(f"{name}: {unknown:.1%} of its tokens are [UNK]; use a checkpoint whose vocabulary fits")
     record["notes"][name] = notes
-    for note in [f"{name}: {len(texts):,} training rows, {unknown:.1%} [UNK]", *notes]:
-        print(note)
+    print(f"{name}: {len(texts):,} training rows, {unknown:.1%} [UNK]", *notes, sep="\n")
 
     # the floor: the commonest answer for every row
     del labels["train"]
@@ -513,10 +483,7 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
     rows = {}  # tokenised only where something is left to do
     arms = ARMS if o.from_scratch else ARMS[:1]
     for seed, arm in [(seed, arm) for seed in o.seeds for arm in arms]:
-        answers = {}  # file without labels: where its answers go
-        if o.predict and (seed, arm) == (o.seeds[0], ARMS[0]):
-            hidden = [stem for stem in splits if stem.startswith(UNLABELLED)]
-            answers = {stem: o.answers / f"{ANSWERS.get(stem, name)}.tsv" for stem in hidden}
+        answers = paths if (seed, arm) == (o.seeds[0], ARMS[0]) else {}
         results = record["results"].setdefault(arm, {}).setdefault(name, {})
         if str(seed) in results and all(path.exists() for path in answers.values()):
             continue
@@ -525,7 +492,7 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
         title = f"{name}, {arm}, seed {seed}"
         start = time.perf_counter()
         model = build_model(name, seed, arm, o, tokenizer.get_vocab_size())
-        speed = finetune(model, rows["train"], y, (seed, name), o, title)
+        finetune(model, rows["train"], y, (seed, name), o, title)
         guesses = {stem: predict(model, rows[stem], o) for stem in [*labels, *answers]}
         seconds = round(time.perf_counter() - start, 1)
 
@@ -537,10 +504,11 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
         results[str(seed)] = {"scores": scores, **facts}
         m.write_json(o.out / "glue.json", record)
         values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in scores.items())
-        print(f"{title}: {values} ({seconds} s, {speed:,.0f} tokens/s)")
+        mark = " !" if one_answer else ""
+        print(f"{title}: {values}{mark} ({seconds} s)")
 
 
-# ---- the table ----
+# ---- the table, the command line ----
 
 
 def markdown(rows) -> str:
@@ -557,10 +525,7 @@ def spread(values) -> str:
 
 
 def seed_means(arm: dict, tasks) -> list:
-    """The average of every seed that all tasks have: the mean over tasks of the mean of a task's metrics.
-
-    That is GLUE's average (Wang et al. 2019, section 5). arm: {task: {seed: result}}
-    """
+    """GLUE's average of every seed that all tasks have: the mean over tasks of the mean of their metrics."""
     seeds = set.intersection(*(set(arm.get(task, {})) for task in tasks))
     scores = [[list(arm[task][seed]["scores"].values()) for task in tasks] for seed in sorted(seeds)]
     return [float(np.mean([np.mean(metrics) for metrics in of_seed])) for of_seed in scores]
@@ -573,12 +538,9 @@ def results_table(record) -> str:
     names = [name for name in TASKS if name in results[ARMS[0]]]
     averaged = [name for name in names if name not in NO_AVERAGE]
 
-    def stuck(arm, name):
-        return [seed for seed, run in results[arm].get(name, {}).items() if run["one_answer"]]
-
     def cell(arm, tasks, values):
-        mark = " !" if any(stuck(arm, name) for name in tasks) else ""
-        return spread(values) + mark
+        runs = [run for name in tasks for run in results[arm].get(name, {}).values()]
+        return spread(values) + (" !" if any(run["one_answer"] for run in runs) else "")
 
     table = [["task", "metric", *arms, "majority", "train rows", "s/run"]]
     for name in names:
@@ -598,15 +560,9 @@ def results_table(record) -> str:
     for name, value in record["settings"].items():
         if value and name != "checkpoint":
             caption += f", {name} {value}"
-    notes = [f"the average is without {' and '.join(NO_AVERAGE)}", *sum(record["notes"].values(), [])]
-    for arm, name in [(arm, name) for arm in arms for name in names]:
-        if stuck(arm, name):
-            where = f"{name}, {arm}, seed {' '.join(stuck(arm, name))}"
-            notes.append(f"! {where}: one answer for every row, nothing was learnt")
+    legend = "!: a run gave one answer for every row, so it learnt nothing"
+    notes = [f"the average is without {' and '.join(NO_AVERAGE)}", legend, *sum(record["notes"].values(), [])]
     return "\n".join([markdown(table), "", caption, *(f"- {note}" for note in notes)])
-
-
-# ---- options ----
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -632,8 +588,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--predict", action="store_true", help="write the first seed's answers for gluebenchmark.com")
     add("--out", help="folder of glue.json; a stopped run continues from there (default: MODEL/glue)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, mps (default: cuda if there is one)")
-    dtypes = ["auto", "float32", "bfloat16", "float16"]
-    add("--dtype", default="auto", choices=dtypes, help="of matrix products (default: the fastest here)")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="auto: fastest")
     return parser
 
 

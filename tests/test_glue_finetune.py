@@ -133,6 +133,14 @@ def test_a_prediction_does_not_depend_on_its_batch_or_place(checkpoint):
     assert glue.predict(model, rows[::-1], o) == pytest.approx(together[::-1], abs=1e-5)
 
 
+def test_a_model_of_a_single_segment_reads_pairs_too(checkpoint):
+    rows = glue.encode(bert.load_tokenizer(checkpoint), [("good barn", "bad"), ("bad", "good dust")])
+    config = bert.BertConfig(VOCAB, max_position_embeddings=48, type_vocab_size=1, **SIZES)
+    model = bert.BertForSequenceClassification(config).eval()
+    without = [np.array((ids, np.zeros_like(ids))) for ids, _ in rows]
+    assert torch.equal(glue.forward(model, rows, options()), glue.forward(model, without, options()))
+
+
 # ---- weights ----
 
 
@@ -329,7 +337,9 @@ def test_the_majority_floor_is_that_of_the_dev_labels(evaluate, tmp_path):
     record, out = evaluate("--tasks", "MRPC", data_dir=tmp_path / "mrpc")
     assert record["majority"]["MRPC"] == {"accuracy": 0.75, "f1_score": pytest.approx(6 / 7)}
     assert record["results"]["pretrained"]["MRPC"]["0"]["one_answer"], "all rows are the same text here"
-    assert "! MRPC, pretrained, seed 0: one answer for every row" in out, "a collapsed run is flagged"
+    run = next(line for line in out.splitlines() if line.startswith("MRPC, pretrained, seed 0: accuracy"))
+    assert " ! (" in run, "a collapsed run is flagged"
+    assert "- !: a run gave one answer for every row" in out, "and the sign explained below the table"
     for line in ("MRPC", "average of 1"):
         assert table_row(out, line)[2].endswith("!"), "in its row and in the average"
 
@@ -350,11 +360,11 @@ def test_words_that_the_vocabulary_lacks_are_said_with_the_remedy(evaluate, data
     _, out = evaluate("--tasks", "RTE")
     assert "RTE: 64 training rows, 0.0% [UNK]" in out and "whose vocabulary fits" not in out
     (tmp_path / "foreign" / "RTE").mkdir(parents=True)
-    for stem in ("train", "dev"):  # 2 of the 3 tokens of a row are unknown
+    for stem in ("train", "dev"):  # [CLS] gut [SEP] schlecht barn [SEP]: 2 of 6 are unknown
         text = "index\ts\ts\tlabel\n" + "0\tgut\tschlecht barn\tentailment\n" * 8
         (tmp_path / "foreign" / "RTE" / f"{stem}.tsv").write_text(text)
     _, out = evaluate("--tasks", "RTE", out="foreign-out", data_dir=tmp_path / "foreign")
-    note = "- RTE: the vocabulary lacks 66.7% of the tokens ([UNK]); use a checkpoint whose vocabulary fits"
+    note = "- RTE: 33.3% of its tokens are [UNK]; use a checkpoint whose vocabulary fits"
     assert note in out, "also below the table, where it is copied along"
 
 
