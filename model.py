@@ -53,7 +53,6 @@ class BertConfig:
     type_vocab_size: int = 2  # segments: sentence A and sentence B
     initializer_range: float = 0.02  # standard deviation of the normal initialisation
     layer_norm_eps: float = 1e-12
-    pad_token_id: int = 0
     num_labels: int = 2  # outputs of the classifier
     fast_attention: bool = True  # F.scaled_dot_product_attention where it is faster, or the equation by hand
 
