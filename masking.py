@@ -236,7 +236,7 @@ def rule_sample(entropy, pool, temperature, generator):
     """Draws without replacement with probability proportional to H^(1/tau), tau = temperature.
 
     Gumbel top-k (Kool et al. 2019, arXiv 1903.06059): the k largest of log(H) / tau + Gumbel noise are such a
-    draw, and -log of an exponential variate is Gumbel noise. H = 0 stays above -inf, which means "no pool".
+    draw, and -log of an exponential variate is Gumbel noise. H = 0 stays above -inf, the score off the pool.
     """
     gumbel = -torch.empty_like(entropy).exponential_(generator=generator).log()
     return entropy.clamp_min(1e-30).log() / temperature + gumbel
