@@ -392,9 +392,10 @@ def write_submission(path: Path, labels, guess: np.ndarray):
 
 def open_record(o) -> dict:
     """What --out's glue.json holds, or an empty record. Raises ValueError if it has other settings."""
-    patterns = ("config.json", "tokenizer*.json", "vocab.txt", "*.safetensors", "*.bin")
-    files = [path for pattern in patterns for path in sorted(Path(o.model).glob(pattern))]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))  # the folder may be trained anew
+    digest = hashlib.sha256()  # of the checkpoint: another one may get the same name
+    for pattern in ("config.json", "tokenizer*.json", "vocab.txt", "*.safetensors", "*.bin"):
+        for path in sorted(Path(o.model).glob(pattern)):
+            digest.update(path.read_bytes())
     names = ("epochs", "lr", "batch_size", "max_length", "max_train", "freeze")
     settings = {name: getattr(o, name) for name in names}
     settings |= {"dtype": str(o.dtype).removeprefix("torch."), "checkpoint": digest.hexdigest()[:16]}
@@ -504,8 +505,7 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
         results[str(seed)] = {"scores": scores, **facts}
         m.write_json(o.out / "glue.json", record)
         values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in scores.items())
-        mark = " !" if one_answer else ""
-        print(f"{title}: {values}{mark} ({seconds} s)")
+        print(f"{title}: {values} ({seconds} s)", "!" if one_answer else "")
 
 
 # ---- the table, the command line ----
