@@ -132,8 +132,6 @@ class Distillation(train.Pretraining):
 
     def __init__(self, o):
         check(o)
-        if o.kd_alpha > 0:
-            self.columns = ("loss", "accuracy", "cross_entropy", "kl", "agreement")
         super().__init__(o)
         self.table = None
         if o.masking in ("teacher", "reducible"):

@@ -264,9 +264,8 @@ def prepare_text(o):
     body = o.seq_len - 2
     if min(len(train), len(held_out)) < body:  # few documents: the end of the text is held out instead
         everything = np.concatenate(ids)
-        cut = max(0, len(everything) - max(body, int(HELD_OUT * len(everything))))
-        train = everything[:cut]
-        held_out = everything[cut:]
+        end = max(body, int(HELD_OUT * len(everything)))
+        train, held_out = np.split(everything, [-end])
     train = train[: o.max_tokens or None]
     if len(train) < body:
         few = f"{len(train)} tokens (repeated paragraphs count once) are too few for rows of {o.seq_len}"
@@ -723,7 +722,7 @@ def train(run: Pretraining):
             evaluate = run.step % o.eval_every == 0 or run.step == o.steps
             if evaluate or run.step % 20 == 0:  # not every step: reading a number waits for the GPU
                 means = run.means()
-                run.refuse_divergence(means["loss"])
+                run.refuse_divergence(means.get("cross_entropy", means["loss"]))  # KL has no such bound
                 seconds = time.perf_counter() - mark
                 speed = (run.step - run.log[-1]["step"]) * o.batch_size * o.seq_len / seconds
                 shown = {name: f"{value:.3f}" for name, value in means.items()}
@@ -800,7 +799,7 @@ def read_checkpoint(out: Path) -> dict:
                 return bert.read_torch(path)
             except Exception as error:  # torch.load raises many kinds
                 print(f"{path} is damaged ({type(error).__name__}): removed", file=sys.stderr)
-                path.unlink()  # or the next checkpoint would put it in the place of the good one
+                path.unlink(missing_ok=True)  # or the next checkpoint would push out the good one
     raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
 
 
