@@ -50,7 +50,7 @@ class Variant(train.Pretraining):
             return self.choose_by_blanks(ids, rng)
         selected = super().choose(ids, index, rng)
         known = ~self.memory.values[self.send(index)].isnan()
-        train.add(self.seen, {"remembered": (selected & known).sum()})
+        self.seen.update({"remembered": (selected & known).sum()})
         return selected
 
     def choose_by_blanks(self, ids, rng) -> torch.Tensor:
@@ -103,7 +103,7 @@ class Variant(train.Pretraining):
 
     def mask_figures(self) -> dict:
         """As in train.py, and the share of the masks at places with a remembered entropy."""
-        remembered = self.seen.get("remembered", 0) / self.seen["ids"].sum()
+        remembered = self.seen["remembered"] / self.seen["ids"].sum()
         return super().mask_figures() | {"remembered_share": float(remembered)}
 
 
