@@ -18,6 +18,7 @@ class Nursery:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
         self.process = subprocess.Popen([sys.executable, __file__], **pipes)
+        self.process.stdout.readline()  # all is imported
         self.folder = folder
         self.running = {}  # number of the process: file with what it prints
 
@@ -155,6 +156,7 @@ def serve():
     import glue_eval  # noqa: F401
 
     torch.set_num_threads(1)
+    print("ready", flush=True)
     while line := sys.stdin.readline():
         question = json.loads(line)
         if "wait" in question:  # until it is asked for, a run that ended keeps its number
