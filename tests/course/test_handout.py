@@ -1,6 +1,7 @@
 """The course kit: what a handout leaves out and what it keeps, the points it prints, and the bugs."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,14 @@ def test_a_test_with_one_failing_case_and_a_test_that_did_not_run_give_no_points
 
 def test_all_exercises_make_100_points():
     assert sum(e.points for e in EXERCISES) == 100
+
+
+def test_the_page_for_teachers_agrees_with_the_tables():
+    page = handout.read("tests/course/README.md")
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \| [^|]+ \| [\d.]+ \| (\d+) \|$", page, re.M)
+    assert rows == [(str(e.number), e.title, str(e.points)) for e in EXERCISES]
+    assert f"{sum(len(e.functions) for e in EXERCISES)} functions have lost their bodies" in page
+    assert f"one real bug of {len(bugs.BUGS)}\n" in page
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
