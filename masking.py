@@ -410,7 +410,9 @@ def mask_batch(
     if mask_token_id is None:
         raise ValueError("the tokenizer has no mask token: masked language modeling needs one")
     input_ids = batch.pop("input_ids")
-    labels = batch.pop("labels", torch.full_like(input_ids, IGNORE))
+    labels = batch.pop("labels", None)
+    if labels is None:
+        labels = torch.full_like(input_ids, IGNORE)
     if labels.shape != input_ids.shape:
         raise ValueError(f"labels {tuple(labels.shape)} are not those of a masked LM: leave them out")
     input_ids = torch.where(labels == IGNORE, input_ids, labels)
@@ -501,7 +503,7 @@ def main(argv=None):
         if tokens.count("[UNK]") > 0.02 * len(tokens):
             print("WARNING: [UNK] stands for pieces that the vocabulary lacks")
         if o.html:
-            rows = picture([html.escape(token) for token in tokens], entropies, picks, HTML)
+            rows = picture([html.escape(f"{token:<16}") for token in tokens], entropies, picks, HTML)
             page = f'<!doctype html><meta charset="utf-8"><title>{title}</title><pre>{title}\n\n{rows}</pre>'
             Path(o.html).write_text(page, encoding="utf-8")
             print(f"written to {o.html}")
