@@ -3,10 +3,10 @@
 import csv
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,6 +89,26 @@ def launch_distillation(*argv):
     return train.main(distill.make_parser(), distill.Distillation, list(map(str, argv)))
 
 
+@contextmanager
+def killed_in_step(number: int):
+    """Inside, a run dies in this step: nothing is saved any more, and nobody is told."""
+    from train import Pretraining
+
+    update = Pretraining.update
+
+    def die(self):
+        if self.step == number - 1:
+            raise SystemExit("killed")
+        update(self)
+
+    Pretraining.update = die
+    try:
+        with pytest.raises(SystemExit, match="killed"):
+            yield
+    finally:
+        Pretraining.update = update
+
+
 @pytest.fixture
 def train(corpus, cache, tmp_path):
     """train("--steps", "5", out="a") -> the finished Pretraining of a small run, made in this process."""
@@ -152,14 +172,6 @@ def same(one, other) -> bool:
     """Whether two runs ended with the same bits and logged the same figures."""
     bits = [(folder / "model.safetensors").read_bytes() for folder in (one, other)]
     return bits[0] == bits[1] and log(one) == log(other)
-
-
-def as_if_killed(whole, folder):
-    """A copy of a finished run as a kill before its last evaluation would have left it."""
-    shutil.copytree(whole, folder)
-    os.replace(folder / "checkpoint.previous.pt", folder / "checkpoint.pt")
-    for name in ("model.safetensors", "log.csv"):
-        (folder / name).write_bytes(b"of an earlier step")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

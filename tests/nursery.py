@@ -27,11 +27,14 @@ class Nursery:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
-    def start(self, program, argv, die_at=0, limit=0, env=None) -> int:
-        """Returns the number of the process. die_at: it kills itself at this event; limit: bytes per file."""
+    def start(self, program, argv, die_at=0, stop_in=0, limit=0, env=None) -> int:
+        """Returns the number of the process.
+
+        die_at: it kills itself at this event. stop_in: Ctrl-C comes in this step. limit: bytes per file.
+        """
         output = self.folder / f"output-{len(self.running)}"
         job = {"program": program, "argv": list(map(str, argv)), "output": str(output), "env": env or {}}
-        child = self.ask(**job, die_at=die_at, limit=limit)
+        child = self.ask(**job, die_at=die_at, stop_in=stop_in, limit=limit)
         self.running[child] = output
         return child
 
@@ -49,13 +52,15 @@ class Nursery:
         assert status == 0, f"{program} {' '.join(map(str, argv))} ended with {status}: {text[-1500:]}"
         return text
 
-    def together(self, program, argv, count: int, port: int):
-        """Run to the end in `count` processes that know of each other."""
+    def together(self, program, argv, count: int, port: int, stop_in=0):
+        """Run to the end, or to a Ctrl-C, in `count` processes that know of each other."""
         env = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = [env | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
-        children = [self.start(program, argv, env=variables) for variables in ranks]
+        children = [self.start(program, argv, stop_in=stop_in, env=variables) for variables in ranks]
         for status, text in [self.end(child) for child in children]:
-            assert status == 0, f"a process of {program} ended with {status}: {text[-1500:]}"
+            assert status == (1 if stop_in else 0), (
+                f"a process of {program} ended with {status}: {text[-1500:]}"
+            )
 
     def close(self):
         for child in self.running:  # of a test that failed
@@ -111,6 +116,20 @@ def die_at_event(last: int) -> list:
     return count
 
 
+def stop_in_step(number: int):
+    """As Ctrl-C does."""
+    import train
+
+    update = train.Pretraining.update
+
+    def stop(self):
+        if self.step == number - 1:
+            raise KeyboardInterrupt
+        update(self)
+
+    train.Pretraining.update = stop
+
+
 def live(job: dict) -> int:
     """One run, in a process of its own; returns its exit status."""
     import distill
@@ -122,6 +141,7 @@ def live(job: dict) -> int:
     os.dup2(descriptor, 2)
     os.environ.update(job["env"])
     events = die_at_event(job["die_at"])
+    stop_in_step(job["stop_in"])
     if job["limit"]:
         import resource
 

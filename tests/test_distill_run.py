@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import NO_VOCAB, as_if_killed, launch_distillation, log, same
+from conftest import NO_VOCAB, killed_in_step, launch_distillation, log, same
 
 import distill
 import masking
@@ -23,9 +23,10 @@ def test_every_combination_runs_and_resumes_to_the_same_bits(distil, tmp_path, m
     options = ["--masking", mask, "--student-init", init, "--kd-alpha", alpha, *FEW]
     options += [] if mask == "random" else ["--entropy-warmup", 2]
     distil(*options, out="whole")
-    as_if_killed(tmp_path / "whole", tmp_path / "broken")
+    with killed_in_step(7):
+        distil(*options, out="broken")
     distil("--resume", out="broken")
-    assert same(tmp_path / "whole", tmp_path / "broken"), "8 steps must equal 4 steps, a kill, and 4 steps"
+    assert same(tmp_path / "whole", tmp_path / "broken"), "8 steps must equal 6 steps, a kill, and 4 more"
     columns = set(log(tmp_path / "whole")[0])
     assert {"teacher_loss", "teacher_accuracy", "held_out_loss"} <= columns
     assert ({"cross_entropy", "kl", "agreement"} <= columns) == (alpha > 0)

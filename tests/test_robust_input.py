@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import NO_VOCAB, SMALL, launch, launch_distillation, log, weights
+from conftest import NO_VOCAB, SMALL, killed_in_step, launch, launch_distillation, log, weights
 
 import glue_eval
 import masking
@@ -271,19 +271,20 @@ def test_a_tokenizer_larger_than_its_model_is_named(finished, corpus, cache, glu
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_damaged_checkpoints(finished, cache, tmp_path):
+def test_damaged_checkpoints(finished, corpus, cache, tmp_path):
     def result(folder):
         return (folder / "model.safetensors").read_bytes(), log(folder)
 
-    path = finished / "checkpoint.pt"
+    base = tmp_path / "base"
+    with killed_in_step(7):  # it has checkpoints of steps 0 and 4
+        launch("--corpus", corpus, "--cache", cache, "--out", base, *SMALL)
+    path = base / "checkpoint.pt"
     forms = list(damages(path, random.Random(2)))
-    forms += [
-        ("hostile pickle", pickle.dumps(Hostile())),
-        ("hostile archive", hostile_archive(path.read_bytes())),
-    ]
+    forms += [("hostile pickle", pickle.dumps(Hostile()))]
+    forms += [("hostile archive", hostile_archive(path.read_bytes()))]
     for i, (name, form) in enumerate(forms):
         out = tmp_path / f"out{i}"
-        shutil.copytree(finished, out)
+        shutil.copytree(base, out)
         place(out / "checkpoint.pt", form)
         resume = ["--resume", "--out", out, "--cache", cache]
         judge(path, name, lambda: launch(*resume), [out], lambda: result(out) == result(finished))  # noqa: B023

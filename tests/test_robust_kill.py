@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NO_VOCAB, SMALL, log, same
+from conftest import NO_VOCAB, SMALL, killed_in_step, log, same
 
 import glue_eval
 import model
@@ -280,7 +280,8 @@ def test_a_run_that_died_between_its_last_checkpoint_and_its_model_is_completed(
 
 def test_a_run_that_died_while_checkpoints_change_places_continues(train, tmp_path):
     train(out="whole")
-    train(out="broken")
+    with killed_in_step(7):
+        train(out="broken")
     (tmp_path / "broken" / "checkpoint.pt").replace(tmp_path / "broken" / "checkpoint.previous.pt")
     (tmp_path / "broken" / "checkpoint.pt.tmp").write_bytes(b"half of it")
     train("--resume", out="broken")
@@ -289,7 +290,8 @@ def test_a_run_that_died_while_checkpoints_change_places_continues(train, tmp_pa
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(train, tmp_path, monkeypatch):
     train(out="whole")
-    train(out="broken")
+    with killed_in_step(7):
+        train(out="broken")  # it has steps 0 and 4
     (tmp_path / "broken" / "checkpoint.pt").write_bytes(b"damaged")
 
     def fill_the_disk(state, file):

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import torch._dynamo
-from conftest import NO_VOCAB, PROJECT, as_if_killed, log, same
+from conftest import NO_VOCAB, PROJECT, killed_in_step, log, same
 from sync import NoSync
 
 import distill
@@ -150,17 +150,8 @@ def test_a_step_that_overflows_is_skipped_and_a_resumed_run_has_the_same_bits(tr
     assert run.scaler.get_scale() == 2.0 ** (24 - (10 - taken)), "each overflow halves the scale"
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
 
-    update = program.Pretraining.update
-
-    def stop_in_step_3(self):
-        if self.step == 2:
-            raise KeyboardInterrupt
-        update(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(program.Pretraining, "update", stop_in_step_3)
-        with pytest.raises(SystemExit, match="--resume"):
-            train(*options, out="broken")
+    with killed_in_step(3):
+        train(*options, out="broken")
     train("--resume", out="broken")
     assert same(tmp_path / "whole", tmp_path / "broken"), "steps are skipped before and after the stop"
 
@@ -209,7 +200,8 @@ def test_a_compiled_run_resumes_and_has_the_bits_of_a_plain_one(train, distil, t
     start(*options, "--compile", out="compiled")
     assert traced() > 0, "encoder and head should have been traced"
     assert same(tmp_path / "plain", tmp_path / "compiled")
-    as_if_killed(tmp_path / "compiled", tmp_path / "broken")
+    with killed_in_step(7):
+        start(*options, "--compile", out="broken")
     start("--resume", out="broken")
     assert same(tmp_path / "plain", tmp_path / "broken")
 

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from conftest import NO_VOCAB, PROJECT, SMALL, as_if_killed, launch, log, same, weights
+from conftest import NO_VOCAB, PROJECT, SMALL, killed_in_step, launch, log, same, weights
 
 import train as program
 from masking import RULES, blank_entropy
@@ -80,14 +80,14 @@ def test_every_choice_runs_and_resumes_to_the_same_bits(train, tmp_path, choice)
     if choice[:2] != ("--masking", "random"):
         choice = (*choice, "--entropy-warmup", 2)
     train(*choice, out="whole")
-    as_if_killed(tmp_path / "whole", tmp_path / "broken")
-    resumed = train("--resume", out="broken")
-    assert [line["step"] for line in resumed.log] == [0, 4, 8]
-    assert same(tmp_path / "whole", tmp_path / "broken"), "8 steps must equal 4 steps, a kill, and 4 steps"
+    with killed_in_step(7):
+        train(*choice, out="broken")
+    assert log(tmp_path / "broken")[-1]["step"] == "4", "what is saved is the last evaluation"
+    train("--resume", out="broken")
+    assert same(tmp_path / "whole", tmp_path / "broken"), "8 steps must equal 6 steps, a kill, and 4 more"
 
 
-def test_what_a_ctrl_c_says_can_be_pasted_and_continues_to_the_same_bits(train, tmp_path, monkeypatch):
-    train(out="whole")
+def test_what_a_ctrl_c_says_can_be_pasted(train, tmp_path, monkeypatch):
     update = program.Pretraining.update
 
     def stop_in_step_7(self):
@@ -101,14 +101,15 @@ def test_what_a_ctrl_c_says_can_be_pasted_and_continues_to_the_same_bits(train, 
     monkeypatch.setattr(program.Pretraining, "update", update)
     advice = shlex.split(stop.value.code.partition("python ")[2])
     assert advice[1:4] == ["--resume", "--out", str(tmp_path / "broken run")]
-    train("--resume", out="broken run")
-    assert same(tmp_path / "whole", tmp_path / "broken run"), "8 steps must equal 6, a stop, and 4 more"
+    assert [line["step"] for line in train("--resume", out="broken run").log] == [0, 4, 8]
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(train, tmp_path, capsys):
-    train(out="whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
-    damaged = tmp_path / "broken" / "checkpoint.pt"
+    options = ("--eval-every", 2)
+    train(*options, out="whole")
+    with killed_in_step(8):
+        train(*options, out="broken")
+    damaged = tmp_path / "broken" / "checkpoint.pt"  # step 6, and the one before is step 4
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 255  # one flipped byte
     damaged.write_bytes(content)
@@ -137,13 +138,14 @@ def test_other_options_or_another_text_are_refused_on_resume(train, tmp_path, co
 
 
 def test_a_run_moved_to_another_folder_continues_there(train, tmp_path):
-    train(out="whole")
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "whole").iterdir()}
-    as_if_killed(tmp_path / "whole", tmp_path / "elsewhere")
+    with killed_in_step(7):
+        train(out="first")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "first").iterdir()}
+    shutil.copytree(tmp_path / "first", tmp_path / "elsewhere")
     train("--resume", out="elsewhere")
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "whole").iterdir()}
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "first").iterdir()}
     assert before == after, "a copy of a run must not write to the folder it was copied from"
-    assert same(tmp_path / "whole", tmp_path / "elsewhere")
+    assert log(tmp_path / "elsewhere")[-1]["step"] == "8"
 
 
 # ---- a step ----
@@ -205,7 +207,8 @@ def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, nursery,
 def test_a_run_in_two_processes_resumes_to_the_same_bits(tmp_path, corpus, cache, nursery, free_port):
     given = ["--corpus", corpus, "--cache", cache, *SMALL, "--reading", "memory", "--dropout", 0.1]
     nursery.together("train.py", [*given, "--out", tmp_path / "whole"], 2, free_port)
-    as_if_killed(tmp_path / "whole", tmp_path / "broken")
+    nursery.together("train.py", [*given, "--out", tmp_path / "broken"], 2, free_port, stop_in=7)
+    assert log(tmp_path / "broken")[-1]["step"] == "4"
     nursery.together("train.py", ["--resume", "--out", tmp_path / "broken"], 2, free_port)
     assert same(tmp_path / "whole", tmp_path / "broken")
 
