@@ -1,7 +1,7 @@
 """Which tokens to hide: how unsure a model is of each, rules that pick by it, and what goes in their place.
 
 The claim under test: Srinivasagan, Hartung, Georges 2026, "Entropy-aware Masking for Masked Language
-Modeling" (arXiv 2605.28526). Readings of the entropy and rules are this project's own definitions.
+Modeling" (arXiv 2605.28526). The readings (visible, blank, memory) and the rules are this project's own.
 
 One step of self-masking with the `blank` reading, for rows `ids` [B, T]:
 
@@ -11,7 +11,8 @@ One step of self-masking with the `blank` reading, for rows `ids` [B, T]:
     corrupted, labels = corrupt(ids, selected, mask_token_id, vocab_size, special_ids)
 
 `mask_batch` does the same for a batch of your own training loop, whatever the encoder: this file needs
-nothing but PyTorch. Shapes: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row.
+nothing but PyTorch. Shapes: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row;
+positions are bool [B, T], places the same as indices [B, k].
 """
 
 import html
@@ -89,7 +90,7 @@ def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     if len(shape) != 3 or shape[:2] not in (input_ids.shape, places.shape):
         what = f"{type(model).__name__} gives no logits [B, T, V]"
         raise ValueError(f"{what}: a masked language model is needed")
-    if shape[:2] == input_ids.shape:  # no hook was called
+    if shape[:2] == input_ids.shape:  # all T came out: no hook, or every place is asked for
         return logits.take_along_dim(places[..., None], 1)
     return logits
 
@@ -97,11 +98,11 @@ def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
 def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """The entropy of the model's predictions at places [B, c] of input_ids [B, T]: [B, c], nats.
 
-    A few rows at a time, so that there are never logits of more than some thousand tokens at once.
+    A few rows at a time, so that neither encoder nor logits hold too many tokens at once.
     """
     model = getattr(model, "module", model)  # look through DistributedDataParallel
     tokens = 1024 if input_ids.device.type == "cpu" else 4096
-    rows = max(1, tokens // places.shape[1])
+    rows = max(1, min(tokens // places.shape[1], 16 * tokens // input_ids.shape[1]))
     entropy = []
     with evaluating(model):
         for start in range(0, len(input_ids), rows):
@@ -186,7 +187,7 @@ def candidate_budget(eligible: int, mask_ratio: float, factor: float) -> int:
 
 
 def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
-    """bool [B, T], True where a token may be masked; never: the ids of [CLS], [SEP] and [PAD]."""
+    """bool [B, T], True where a token may be masked; never: ids that may not, such as [CLS] and [SEP]."""
     eligible = torch.ones_like(input_ids, dtype=torch.bool)
     for token_id in never:
         eligible &= input_ids != token_id
@@ -200,7 +201,8 @@ def _budgets(length, device, mask_ratio, factor=1.0):
 
 
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
-# score are masked, equal scores in random order. A new rule is one function here and one entry in RULES.
+# score are masked, equal scores in random order; outside of it entropies mean nothing. A new rule is one
+# function here and one entry in RULES.
 
 
 def rule_random(entropy, pool, temperature, generator):
@@ -257,7 +259,7 @@ def select_positions(
     random_share=0.0,  # this part of the k is drawn at random from the rest of E instead
     word_start=None,  # bool [B, T], False where a piece continues a word: mask whole words
 ) -> torch.Tensor:
-    """Pick exactly k = mask_budget(|E|, mask_ratio) positions of every row. Returns bool [B, T].
+    """Pick k = mask_budget(|E|, mask_ratio) positions of every row, in whole words at most k: bool [B, T].
 
     Whole words are scored by their mean entropy, and a row masks at most k: a word that no longer fits is
     passed over; where no word of a row fits, single pieces are masked. Raises ValueError for an unknown rule,
@@ -400,7 +402,8 @@ def mask_batch(
 
     model: any masked LM (see `visible_entropy`). batch: input_ids [B, T] and what else the model takes; where
     a collator has masked it already, its labels undo that. tokenizer: of transformers or tokenizers.
-    eligible: bool [B, T], the only positions to mask; never padding or special tokens. word_start: as above.
+    eligible: bool [B, T], the only positions to mask; never padding or special tokens. word_start: bool
+    [B, T], as in select_positions.
     Returns the batch with new input_ids and labels [B, T]. Raises ValueError where one of these does not fit.
     """
     batch = {name: value for name, value in batch.items() if name != "special_tokens_mask"}

@@ -70,14 +70,14 @@ def make_parser(description: str, sources=("random", "self", "teacher")) -> argp
     # optimisation
     add("--seq-len", type=int, default=128, help="tokens per row, [CLS] and [SEP] included")
     add("--batch-size", type=int, default=16, help="rows per step, over all processes")
-    add("--accumulate", type=int, default=1, help="compute a step in so many pieces, to save memory")
+    add("--accumulate", type=int, default=1, help="compute a step in so many slices, to save memory")
     add("--steps", type=int, default=2000, help="updates of the weights")
     add("--lr", type=float, default=0.0, help="peak learning rate; 0: 1e-3, from small on 5e-4, --from 5e-5")
     add("--warmup", type=float, default=0.05, help="steps until the peak (below 1: share of --steps)")
     # masks
     add("--masking", default="self", choices=sources, help="whose entropy chooses the masks")
     add("--teacher", default="", help="checkpoint folder of the model for --masking teacher")
-    add("--reading", default="blank", choices=["visible", "blank", "memory"], help="entropy of tokens as ...")
+    add("--reading", default="blank", choices=["visible", "blank", "memory"], help="of what; see README")
     add("--candidates", type=float, default=2.0, help="blanks tried per mask, for --reading blank")
     add("--select", default="sample", choices=list(masking.RULES), help="rule that picks masks by entropy")
     add("--select-temperature", type=float, default=1.0, help="tau of --select sample")
@@ -100,11 +100,11 @@ def make_parser(description: str, sources=("random", "self", "teacher")) -> argp
 def check(o, parser, world: int):
     """Fill in the default learning rate; raise ValueError for options that cannot work together."""
     if min(o.steps, o.eval_every, o.batch_size, o.accumulate) < 1 or o.seq_len < 8 or o.vocab_size < 100:
-        raise ValueError("--steps, --eval-every, --batch-size, --accumulate start at 1, --seq-len at 8")
+        raise ValueError("--seq-len starts at 8, --vocab-size at 100, counts of steps, rows and slices at 1")
     if o.batch_size % (o.accumulate * world):
-        raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} pieces")
-    if max(o.warmup, o.entropy_warmup) > o.steps:
-        raise ValueError(f"--warmup and --entropy-warmup cannot be longer than --steps {o.steps}")
+        raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} slices")
+    if min(o.warmup, o.entropy_warmup) < 0 or max(o.warmup, o.entropy_warmup) > o.steps:
+        raise ValueError(f"--warmup and --entropy-warmup cannot be negative or longer than --steps {o.steps}")
     if not (0 <= o.random_share <= 1 and 0 <= o.dropout < 1 and o.select_temperature > 0):
         raise ValueError("--random-share and --dropout are from 0 to 1, --select-temperature is above 0")
     masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)  # raises for a bad ratio or number
@@ -439,7 +439,7 @@ class Pretraining:
         self.step = 0
         self.seconds = 0.0  # of training, without evaluations
         self.log = []  # a dict per evaluation
-        self.extra_columns = {}  # figures that stand in each of them
+        self.extra_columns = {}  # what distill.py adds to each of them
         self.sums = Counter()  # since the last evaluation: what `loss` measures, over the masked tokens
         self.seen = Counter()  # and what the masks were
         self.rank = int(os.environ.get("RANK", 0))
@@ -551,8 +551,8 @@ class Pretraining:
         rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
         torch.manual_seed(seed_for(o.seed, "dropout", self.step) + self.rank)
 
-        # Rows and masks are functions of (seed, step), so that a resumed run sees the same ones. Where the
-        # masks are is all in which the arms of an experiment differ.
+        # Rows and masks are functions of (seed, step), so that a resumed run sees the same ones. Runs that
+        # differ in their rule see the same rows; where the masks are is all in which they differ.
         index = rows_of_step(o, self.step, self.row_count)
         ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep))
         selected = self.choose(ids, index, rng)
@@ -582,9 +582,9 @@ class Pretraining:
         self.optimizer.zero_grad()
 
         # What the log and the memory keep of this step.
-        ids = torch.zeros(size, device=self.device)  # how often each was masked
-        ids.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
-        self.seen.update({"steps": 1, "ids": ids, "distinct": (ids > 0).sum()})
+        counts = torch.zeros(size, device=self.device)  # [V], how often each word piece was masked
+        counts.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
+        self.seen.update({"steps": 1, "ids": counts, "distinct": (counts > 0).sum()})
         if self.memory:
             blank = masked & (corrupted.gather(1, places) == self.mask)  # [MASK] was read, no random word
             self.memory.write(self.send(index), places, self.sum_over_processes(entropy), blank)
@@ -660,14 +660,14 @@ class Pretraining:
                 line |= self.means() | self.mask_figures() | {"lr": self.optimizer.param_groups[0]["lr"]}
         self.refuse_divergence(loss)
 
-        plateau = loss > self.floor - PLATEAU and all(line["on_plateau"] for line in self.log)
+        plateau = loss > self.floor - PLATEAU and all(past["on_plateau"] for past in self.log)
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "on_plateau": int(plateau)}
         line |= {"seconds": round(self.seconds, 2), "tokens_per_second": round(speed)} | self.extra_columns
         self.log.append(line)
         if self.rank == 0:
             where = "on the plateau" if plateau else f"{loss - self.floor:+.2f} from the floor"
             tqdm.write(f"step {self.step:,}: held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}")
-            above = loss - min(line["held_out_loss"] for line in self.log)
+            above = loss - min(past["held_out_loss"] for past in self.log)
             common = line.get("commonest_share", 0.0)
             enough = self.seen and self.seen["ids"].sum() >= 1000  # fewer masks say little
             if above > 0.3 or (enough and common > 2.5 * self.unigram.max()):
@@ -714,6 +714,8 @@ def train(run: Pretraining):
     o = run.o
     if not run.log:
         run.report()  # what is there before the first step
+    if run.step == o.steps and run.rank == 0:
+        run.save()  # it was killed at its very end: files may be missing
     mark = time.perf_counter()
     with tqdm(total=o.steps, initial=run.step, disable=True if run.rank else None, unit=" steps") as bar:
         while run.step < o.steps:
@@ -722,7 +724,7 @@ def train(run: Pretraining):
             evaluate = run.step % o.eval_every == 0 or run.step == o.steps
             if evaluate or run.step % 20 == 0:  # not every step: reading a number waits for the GPU
                 means = run.means()
-                run.refuse_divergence(means.get("cross_entropy", means["loss"]))  # KL has no such bound
+                run.refuse_divergence(means.get("cross_entropy", means["loss"]))  # a KL has no bound
                 seconds = time.perf_counter() - mark
                 speed = (run.step - run.log[-1]["step"]) * o.batch_size * o.seq_len / seconds
                 shown = {name: f"{value:.3f}" for name, value in means.items()}
@@ -797,19 +799,21 @@ def read_checkpoint(out: Path) -> dict:
         if path.exists():
             try:
                 return bert.read_torch(path)
+            except (OSError, MemoryError):
+                raise  # the file may well be whole
             except Exception as error:  # torch.load raises many kinds
                 print(f"{path} is damaged ({type(error).__name__}): removed", file=sys.stderr)
                 path.unlink(missing_ok=True)  # or the next checkpoint would push out the good one
-    raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
+    raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume, in a new --out")
 
 
 def resumed_options(parser, argv, began: dict):
     """The options a run began with. Raises ValueError where the command line gives others."""
     fresh = vars(parser.parse_args([]))
-    parser.set_defaults(**began)
+    parser.set_defaults(**began | {"out": fresh["out"]})  # a folder may have been moved
     o = parser.parse_args(argv)
     changed = {name for name in began if getattr(o, name) != began[name]} | (set(began) ^ set(fresh))
-    if changed := sorted(changed - {"out", "resume", "cache", "device"}):
+    if changed := sorted(changed - {"out", "resume", "cache", "device", "compile"}):
         raise ValueError(f"{o.out} began with another {', '.join(changed)}: leave that out to resume")
     return o
 
@@ -836,9 +840,8 @@ def main(parser, kind=Pretraining, argv=None):
             describe(run)
         train(run)
         if run.rank == 0:
-            run.save()  # a run that was killed at its end may lack files
             conclude(run)
-        run.sum_over_processes(torch.zeros(1, device=run.device))  # nobody leaves while another still writes
+        run.sum_over_processes(torch.zeros(1, device=run.device)).item()  # wait: another may still write
         return run
     except KeyboardInterrupt:
         again = f"python {sys.argv[0]} --resume --out {shlex.quote(str(out))}"
