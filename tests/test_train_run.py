@@ -70,7 +70,11 @@ def test_the_log_begins_with_what_was_there_before_the_first_step(train, tmp_pat
 
 CHOICES = [("--masking", "random"), ("--masking", "random", "--whole-word"), ("--reading", "visible")]
 CHOICES += [("--select", rule) for rule in RULES if rule not in ("random", "sample")]
-CHOICES += [("--reading", "memory"), ("--whole-word", "--random-share", 0.5), ("--accumulate", 2)]
+CHOICES += [
+    ("--reading", "memory", "--select", "high", "--max-tokens", 600),
+    ("--whole-word", "--random-share", 0.5),
+    ("--accumulate", 2),
+]
 CHOICES += [("--corruption", "100-0-0", "--mask-ratio", 0.4, "--candidates", 1.5)]
 CHOICES += [("--select-temperature", 0.5, "--init", "normal", "--dropout", 0.1)]
 
@@ -205,7 +209,8 @@ def test_two_processes_do_what_one_does(train, tmp_path, corpus, cache, nursery,
 
 
 def test_a_run_in_two_processes_resumes_to_the_same_bits(tmp_path, corpus, cache, nursery, free_port):
-    given = ["--corpus", corpus, "--cache", cache, *SMALL, "--reading", "memory", "--dropout", 0.1]
+    given = ["--corpus", corpus, "--cache", cache, *SMALL, "--dropout", 0.1]
+    given += ["--reading", "memory", "--select", "high", "--entropy-warmup", 2, "--max-tokens", 600]
     nursery.together("train.py", [*given, "--out", tmp_path / "whole"], 2, free_port)
     nursery.together("train.py", [*given, "--out", tmp_path / "broken"], 2, free_port, stop_in=7)
     assert log(tmp_path / "broken")[-1]["step"] == "4"
