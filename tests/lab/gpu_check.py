@@ -46,12 +46,13 @@ NEAR = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.02}  # nats from float32
 
 def make_lab(device: str, folder: Path, batch_size: int):
     """What the checks share: a text, a vocabulary, a teacher, and the options of their runs."""
-    lab = SimpleNamespace(folder=folder, start=time.perf_counter(), table=[])
+    lab = SimpleNamespace(folder=folder, start=time.perf_counter())
     lab.device, lab.dtype = train.pick_hardware(device, "auto")
     lab.cuda = lab.device.type == "cuda"
     lab.sizes = list(bert.SIZES) if lab.cuda else ["tiny"]
     lab.seq_len = 128 if lab.cuda else 32
     lab.batch_size = batch_size if lab.cuda else 8  # of the speeds
+    lab.table = [["size", "program", "tokens/s", "MFU", "GiB"]]
     lab.seconds = 3.0 if lab.cuda else 0.1  # so long is a speed measured
 
     write_text(folder, stems=15258 if lab.cuda else 150, documents=500 if lab.cuda else 20)
@@ -159,7 +160,7 @@ def no_waiting(lab):
 
 def variants(lab) -> list[str]:
     """Every masking with every reading, and what can be added to them."""
-    by_entropy = "--max-tokens 4000 --entropy-warmup 0 --reading"
+    by_entropy = "--max-tokens 2000 --entropy-warmup 0 --reading"
     own = f"train.py --masking self {by_entropy}"
     reducible = f"distill.py --masking reducible --teacher TEACHER {by_entropy}"
     table = f"distill.py --masking teacher --teacher TEACHER {by_entropy}"
@@ -197,7 +198,7 @@ def check_waits(lab) -> str:
     fine_tune()
     with no_waiting(lab):
         fine_tune()
-    return f"{count} steps of {len(variants(lab))} kinds of runs, by every rule, and one of fine-tuning"
+    return f"ok: {count} steps of {len(variants(lab))} kinds of runs, by every rule, and one of fine-tuning"
 
 
 # ---- the same numbers on every device ----
@@ -205,7 +206,7 @@ def check_waits(lab) -> str:
 
 def losses(lab, device: str, dtype: str) -> list[float]:
     """The training losses of 30 steps, from a start that has everything to learn."""
-    options = [*SameMasks.options, "--init", "normal", "--batch-size", 16, "--steps", 30]
+    options = [*SameMasks.options, "--init", "normal", "--steps", 30]
     run = prepare(lab, "train.py", *options, "--device", device, "--dtype", dtype, kind=SameMasks)
     found = []
     for _ in range(30):
@@ -232,7 +233,7 @@ def check_losses(lab) -> str:
     note = ", ".join(f"{dtype} {distance:.4f}" for dtype, distance in farthest.items())
     wrong = [dtype for dtype in dtypes if not farthest[dtype] < NEAR[dtype]]  # NaN is not below anything
     assert not wrong, f"too far from float32 on the CPU: {', '.join(wrong)}; nats at most: {note}"
-    return f"fell by {fall:.2f} nats; farthest from float32 on the CPU: {note}"
+    return f"ok: fell by {fall:.2f} nats; farthest from float32 on the CPU: {note}"
 
 
 # ---- runs that end early ----
@@ -257,15 +258,15 @@ def check_resume(lab) -> str:
 
     pairs = zip(run.log, whole.log, strict=True)
     distance = max(abs(one["held_out_loss"] - other["held_out_loss"]) for one, other in pairs)
-    what = f"held-out losses at most {distance:.2g} nats from those of a run without a stop"
+    what = f"held-out losses differ by {distance:.2g} nats from those of a run without a stop"
     assert distance <= (NEAR["float32"] if lab.cuda else 0.0), what  # a GPU adds up in no fixed order
-    return what
+    return f"ok: {what}"
 
 
 def check_out_of_memory(lab) -> str:
     """A step that is too large ends in one sentence that says what to do."""
     if not lab.cuda:
-        return "left out, for it needs a GPU"
+        return "left out: it needs a GPU"
     options = [*lab.options, "--masking", "random", "--size", "base", "--batch-size", 256]
     sentence = "nothing, for a step of base fitted into 2% of the memory"
     torch.cuda.set_per_process_memory_fraction(0.02)
@@ -276,7 +277,7 @@ def check_out_of_memory(lab) -> str:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "out of memory; choose" in sentence and "\n" not in sentence, f"it said {sentence}"
-    return f"it said {sentence}"
+    return f"ok: it said {sentence}"
 
 
 # ---- speed: each returns a step as a function, its tokens, and operations per token ----
@@ -342,7 +343,6 @@ def measure(lab, build, size) -> list[str]:
 
 def check_speed(lab) -> str:
     """Makes the table. A step that does not fit into the card's memory is no failure."""
-    lab.table = [["size", "program", "tokens/s", "MFU", "GiB"]]
     failed = []
     for size, (name, build) in itertools.product(lab.sizes, programs(lab).items()):
         figures = ["left out: no time", "", ""]
@@ -357,7 +357,7 @@ def check_speed(lab) -> str:
         lab.table.append([size, name, *figures])
         clean_up(lab)
     assert not failed, "; ".join(failed)
-    return "see the table"
+    return "ok: see the table"
 
 
 # ---- the program ----
@@ -399,7 +399,7 @@ def main(argv=None) -> int:
         print(f"{name}, {str(lab.dtype)[6:]}, torch {torch.__version__}; {where}\n", flush=True)
         for name, check in CHECKS.items():
             try:
-                print(f"{name}: ok, {check(lab)}", flush=True)
+                print(f"{name}: {check(lab)}", flush=True)
             except (Exception, SystemExit) as error:
                 failed += 1
                 print(f"{name}: FAILED: {begin(error)}", flush=True)
