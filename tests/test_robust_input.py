@@ -290,7 +290,6 @@ def test_damaged_checkpoints(finished, corpus, cache, tmp_path):
         judge(path, name, lambda: launch(*resume), [out], lambda: result(out) == result(finished))  # noqa: B023
 
 
-@pytest.mark.skip(reason="train.py: --resume without --out continues in the folder that the checkpoint names")
 def test_a_checkpoint_cannot_send_a_run_to_another_folder(finished, cache, tmp_path, monkeypatch):
     shutil.copytree(finished, "runs/train")  # where a run without --out is
     before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
