@@ -1,8 +1,8 @@
 """Do the programs work on this GPU, and how fast are they? By hand: `python tests/lab/gpu_check.py`.
 
 One line per check, then a table of speeds, in at most ten minutes; the exit status is 1 if a check failed.
-Nothing is downloaded: the text is made up. Without a GPU, what can do without runs on the CPU, in a small
-form: that tests this page and the programs' logic, and says nothing about a GPU.
+Nothing is downloaded: the text is made up. On a machine without a GPU it makes, in a small form, the checks
+that a CPU can make: that tests this page and the programs' logic, and says nothing about a GPU.
 """
 
 import argparse
@@ -310,7 +310,7 @@ def programs(lab) -> dict:
     found = {"train.py, random masks": lambda lab, size: pretraining(lab, size, *random)}
     found["train.py, self, blank"] = lambda lab, size: pretraining(lab, size, "--entropy-warmup", 0)
     if lab.cuda:
-        found["random masks, --compile"] = lambda lab, size: pretraining(lab, size, *random, "--compile")
+        found["train.py, random, --compile"] = lambda lab, size: pretraining(lab, size, *random, "--compile")
     if lab.cuda and importlib.util.find_spec("transformers"):
         found["transformers, random masks"] = theirs
     found["glue_eval.py, 32 rows"] = lambda lab, size: (*fine_tuning(lab, size), 0)
@@ -394,7 +394,9 @@ def main(argv=None) -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         lab = make_lab(o.device, Path(folder), o.batch_size)
-        where = f"CUDA {torch.version.cuda}" if lab.cuda else "NO GPU: what can do without, in a small form"
+        where = (
+            f"CUDA {torch.version.cuda}" if lab.cuda else "NO GPU: only what a CPU can check, in a small form"
+        )
         name = benchmark.processor_name(lab.device)
         print(f"{name}, {str(lab.dtype)[6:]}, torch {torch.__version__}; {where}\n", flush=True)
         for name, check in CHECKS.items():
