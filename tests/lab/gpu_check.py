@@ -166,11 +166,11 @@ def variants(lab) -> list[str]:
     table = f"distill.py --masking teacher --teacher TEACHER {by_entropy}"
     lines = ["train.py --masking random", "train.py --masking random --whole-word --corruption 100-0-0"]
     for reading in ("blank", "visible", "memory"):
-        lines += [f"{own} {reading}", f"{own} {reading} --whole-word --random-share 0.3"]
-        lines += [f"{reducible} {reading}"]
+        lines += [f"{own} {reading}", f"{reducible} {reading}"]
     for reading in ("blank", "visible"):
         lines += [f"train.py --masking teacher --teacher TEACHER {by_entropy} {reading}"]
         lines += [f"{table} {reading}"]
+    lines += [f"{own} blank --whole-word --random-share 0.3"]
     lines += [f"{own} memory --accumulate 2 --dropout 0.1", f"{table} blank --accumulate 2 --kd-alpha 1"]
     lines += [f"{own} blank --dtype {dtype}" for dtype in ("float32", "float16")]
     if lab.cuda:
