@@ -20,7 +20,7 @@ import math
 import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
@@ -458,6 +458,9 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
         mask_token_id = tokenizer.token_to_id("[MASK]")
         entropy = blank_entropy(model, ids.expand_as(alone), alone, mask_token_id).diagonal()[None]
 
+    if not entropy.isfinite().all():
+        raise ValueError("the model's predictions are not finite: its weights are damaged")
+
     tokens = [encoding.tokens[i] for i in eligible[0].nonzero()[:, 0]]
     picks = {}
     for rule in RULES:
@@ -493,7 +496,8 @@ def main(argv=None):
     add("--seed", default=0, type=int, help="of the rules that draw")
     add("--html", default="", metavar="FILE", help="write a page as well")
     o = parser.parse_args(argv)
-    sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
+    with suppress(AttributeError):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
     try:
         tokenizer = load_tokenizer(o.model)
         model = BertForMaskedLM.from_pretrained(o.model, vocab_size=tokenizer.get_vocab_size())

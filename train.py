@@ -802,8 +802,11 @@ def read_checkpoint(out: Path) -> dict:
             except (OSError, MemoryError):
                 raise  # the file may well be whole
             except Exception as error:  # torch.load raises many kinds
-                print(f"{path} is damaged ({type(error).__name__}): removed", file=sys.stderr)
-                path.unlink(missing_ok=True)  # or the next checkpoint would push out the good one
+                print(f"{path} is damaged ({type(error).__name__}), set aside", file=sys.stderr)
+                with suppress(FileNotFoundError):  # another process was first
+                    path.rename(
+                        path.with_suffix(".damaged")
+                    )  # the next checkpoint must not push out a good one
     raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume, in a new --out")
 
 
