@@ -101,7 +101,7 @@ def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
     A few rows at a time, so that neither encoder nor logits hold too many tokens at once.
     """
     model = getattr(model, "module", model)  # look through DistributedDataParallel
-    tokens = 1024 if input_ids.device.type == "cpu" else 4096
+    tokens = 1024 if input_ids.device.type == "cpu" else 16384
     rows = max(1, min(tokens // places.shape[1], 16 * tokens // input_ids.shape[1]))
     entropy = []
     with evaluating(model):
@@ -458,9 +458,6 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
         mask_token_id = tokenizer.token_to_id("[MASK]")
         entropy = blank_entropy(model, ids.expand_as(alone), alone, mask_token_id).diagonal()[None]
 
-    if not entropy.isfinite().all():
-        raise ValueError("the model's predictions are not finite: its weights are damaged")
-
     tokens = [encoding.tokens[i] for i in eligible[0].nonzero()[:, 0]]
     picks = {}
     for rule in RULES:
@@ -503,6 +500,8 @@ def main(argv=None):
         model = BertForMaskedLM.from_pretrained(o.model, vocab_size=tokenizer.get_vocab_size())
         rng = torch.Generator().manual_seed(o.seed)
         tokens, entropies, picks = read_sentence(model, tokenizer, o.text, o.reading, o.mask_ratio, rng)
+        if not all(map(math.isfinite, entropies)):
+            raise ValueError(f"{o.model}: predictions are not finite, so its weights are damaged")
         title = f"{o.reading} entropy per token; at most {math.log(tokenizer.get_vocab_size()):.1f} nats"
         print(title)
         coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")

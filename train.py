@@ -701,7 +701,8 @@ class Pretraining:
             setattr(self, name, state[name])
         self.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # it is empty where the run began without float16
+            self.scaler.load_state_dict(state["scaler"])
         for name, value in state["memory"].items():
             setattr(self.memory, name, value.to(self.device))
 
