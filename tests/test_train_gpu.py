@@ -156,6 +156,18 @@ def test_a_step_that_overflows_is_skipped_and_a_resumed_run_has_the_same_bits(tr
     assert same(tmp_path / "whole", tmp_path / "broken"), "steps are skipped before and after the stop"
 
 
+def test_a_run_that_began_without_float16_continues_with_it_on_an_older_card(train, monkeypatch):
+    def card_with(dtype):
+        monkeypatch.setattr(program, "pick_hardware", lambda *_: (torch.device("cpu"), dtype))
+
+    card_with(torch.float32)
+    with killed_in_step(5):
+        train("--masking", "random", "--dtype", "auto", "--device", "auto")
+    card_with(torch.float16)
+    run = train("--resume")
+    assert run.step == 8 and run.scaler.get_scale() == 2**16, "the scale starts where every scale starts"
+
+
 def test_a_scale_that_falls_below_one_is_a_divergence_and_says_so(train, tmp_path, monkeypatch):
     loss = program.Pretraining.loss
 
