@@ -65,9 +65,11 @@ def line_chart(title: str, lines: dict, x_label: str, y_label: str, zero: bool =
     """An SVG picture. lines: {name: (colour, xs, ys)}, each named beside its end; zero: y = 0 is thick."""
     xs = [x for _, line_xs, _ in lines.values() for x in line_xs]
     ys = [y for _, _, line_ys in lines.values() for y in line_ys]
-    x_low, x_high = min(xs), max(xs)
-    margin = 0.05 * (max(ys) - min(ys) or 1.0)  # there is none around a flat line
-    y_low, y_high = min(ys) - margin, max(ys) + margin
+    x_low = min(xs)
+    x_high = max(xs) if max(xs) > x_low else x_low + 1  # a single point has no width
+    margin = 0.05 * (max(ys) - min(ys)) if max(ys) > min(ys) else 0.5  # a flat line has no height
+    y_low = min(ys) - margin
+    y_high = max(ys) + margin
     right = WIDTH - 16 - 0.56 * FONT * max(map(len, lines))
     bottom = HEIGHT - BOTTOM
 

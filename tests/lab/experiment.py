@@ -228,7 +228,8 @@ def pretraining_table() -> str:
             comparison = against(loss["random"], loss[arm], 3)
         cells = [ARMS[arm], str(len(rows))]
         cells += [spread(list(loss[arm].values()), 3), spread(list(accuracy.values()), 3)]
-        table.append([*cells, *comparison, f"{operations:.1f}", f"step {left}"])
+        left = left if left == "never" else f"step {left}"
+        table.append([*cells, *comparison, f"{operations:.1f}", left])
     return markdown(table)
 
 

@@ -85,6 +85,16 @@ def test_names_do_not_overlap_and_nothing_leaves_the_picture():
         assert 0 < float(text.get("y")) < chart.HEIGHT
 
 
+@pytest.mark.parametrize("line", [("blue", [20], [7.0]), ("blue", [0, 20], [7.0, 7.0])])
+def test_a_point_and_a_flat_line_have_a_picture_too(line):
+    svg = ElementTree.fromstring(chart.line_chart("t", {"name": line}, "x", "y"))
+    points = next(svg.iter(f"{SVG}polyline")).get("points").split()
+    assert len(points) == len(line[1])
+    for point in points:
+        x, y = map(float, point.split(","))
+        assert 0 <= x <= chart.WIDTH and chart.TOP <= y <= chart.HEIGHT - chart.BOTTOM
+
+
 def luminance(colour: str) -> float:
     """Relative luminance of #rrggbb (WCAG 2.1)."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
