@@ -773,7 +773,7 @@ def conclude(run: Pretraining):
     lowest = min(losses)
     height = max(losses) - lowest or 1
     bars = "".join("▁▂▃▄▅▆▇█"[round(7 * (loss - lowest) / height)] for loss in losses)
-    print(f"best    held-out loss {lowest:.3f}, {run.floor - lowest:.2f} nats below the floor")
+    print(f"best    held-out loss {lowest:.3f} ({lowest - run.floor:+.2f} from the floor)")
     print(f"curve   {losses[0]:.2f} {bars} {losses[-1]:.2f}")
     left = [line["step"] for line in run.log if not line["on_plateau"]]
     print(f"plateau left by step {left[0]:,}" if left else "plateau never left: see README, My loss is stuck")
@@ -817,8 +817,8 @@ def resumed_options(parser, argv, began: dict):
     parser.set_defaults(**began | {"out": fresh["out"]})  # a folder may have been moved
     o = parser.parse_args(argv)
     changed = {name for name in began if getattr(o, name) != began[name]} | (set(began) ^ set(fresh))
-    if changed := sorted(changed - {"out", "resume", "cache", "device", "compile"}):
-        raise ValueError(f"{o.out} began with another {', '.join(changed)}: leave that out to resume")
+    if changed := ", ".join(sorted(changed - {"out", "resume", "cache", "device", "compile"})):
+        raise ValueError(f"{o.out} began with another {changed}: leave that out, or start anew --from it")
     return o
 
 
