@@ -8,7 +8,7 @@ number is a function of (seed, task, purpose): an interrupted run continues as i
 import os
 
 # Threads of two programs on one machine would wait for each other busily, 5 to 30 times slower than one.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's OpenMP
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # GNU's OpenMP
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
 
 import argparse

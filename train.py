@@ -29,7 +29,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 # Threads that wait busily make two programs on one machine 5 to 30 times slower than one. Before torch:
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # GNU's OpenMP
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # GNU's OpenMP
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
 
 import numpy as np
