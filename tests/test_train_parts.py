@@ -173,6 +173,6 @@ def test_threads_are_told_not_to_wait_busily_before_torch_is_imported(program):
     ours = {
         name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     }
-    for given, expected in (({}, "1000 0"), ({"GOMP_SPINCOUNT": "7"}, "7 0")):
+    for given, expected in (({}, "4000 0"), ({"GOMP_SPINCOUNT": "7"}, "7 0")):
         done = subprocess.run(command, capture_output=True, text=True, env=ours | given)
         assert done.stderr.strip() == expected, "what the user has set counts"
