@@ -2,7 +2,8 @@
 # Every run of the lab report (README.md in this folder). Start it in the project's folder:
 #
 #     bash tests/lab/series.sh                    everything; or the parts that you name:
-#     bash tests/lab/series.sh main               the table of results, GLUE and what gets masked (about 5 hours)
+#     bash tests/lab/series.sh main               the nine arms of the main table, BLiMP, GLUE (about 5 hours)
+#     bash tests/lab/series.sh more               other rules, 40% masks, frozen encoders, what gets masked
 #     bash tests/lab/series.sh collapse           masks that collapse, up to step 2,000
 #     bash tests/lab/series.sh few                variants of --reading memory
 #     bash tests/lab/series.sh plateau            starts and learning rates that leave the unigram plateau, or not
@@ -19,6 +20,7 @@ cd "$(dirname "$0")/../.."
 export PYTHON=${PYTHON:-python}
 export CORPUS=${CORPUS:-data/corpus} # enwiki-00.txt.xz and more such files
 export GLUE=${GLUE:-data/glue}
+export BLIMP=${BLIMP:-data/blimp}
 export SHORT=${SHORT:-}
 export RUNS=${RUNS:-runs${SHORT:+-short}}
 export OMP_NUM_THREADS=1
@@ -28,6 +30,7 @@ ONE="--corpus $CORPUS/enwiki-00.txt.xz"
 ALL="--corpus $(echo "$CORPUS"/enwiki-0*.txt.xz)"
 MAIN="$ONE --max-tokens 1600000 --batch-size 32 --lr 2e-3 --steps 4000"
 FEW="$ONE --max-tokens 500000 --steps 3000"
+FIVE="--tasks SST-2 MRPC STS-B QNLI RTE --max-train 10000"
 
 # pretrain NAME PROGRAM OPTIONS: a training run in RUNS/NAME.
 # With STOP_AT=n it is stopped after the evaluation at step n, its learning rate still on the way down.
@@ -55,28 +58,40 @@ pretrain() {
     fi
 }
 
-# judge NAME SEED OPTIONS: fine-tune RUNS/NAME on GLUE. What is finished of it is kept in glue.json.
-judge() {
-    local out=$RUNS/$1-glue model=$RUNS/$1 seeds=$2 more=""
-    shift 2
-    if [ -e "$out/finished" ]; then return; fi
-    if [ -n "$SHORT" ]; then more="--max-train 64 --epochs 1"; fi
-
+# once NAME COMMAND: what is no training run, into RUNS/NAME.txt.
+once() {
+    local out=$RUNS/$1
+    shift
+    if [ -e "$out.finished" ]; then return; fi
     echo "$(date +%H:%M:%S) $out"
-    if $PYTHON glue_eval.py --model "$model" --data-dir "$GLUE" --seeds $seeds "$@" $more --out "$out" >> "$out.txt" 2>&1; then
-        touch "$out/finished"
+    if "$@" >> "$out.txt" 2>&1; then
+        touch "$out.finished"
     else
         echo "$out failed; the reason is at the end of $out.txt" >&2
         return 1
     fi
 }
 
+# judge NAME MODEL SEEDS OPTIONS: fine-tune RUNS/MODEL on GLUE. What is finished of it is kept in glue.json.
+judge() {
+    local name=$1 model=$2 seeds=$3
+    shift 3
+    if [ -n "$SHORT" ]; then set -- "$@" --max-train 64 --epochs 1; fi
+    once "$name" $PYTHON glue_eval.py --model "$RUNS/$model" --data-dir "$GLUE" --seeds $seeds "$@" --out "$RUNS/$name"
+}
+
+# pairs MODEL: BLiMP's pairs of sentences.
+pairs() {
+    once "$1-blimp" $PYTHON tests/lab/blimp.py --model "$RUNS/$1" --data "$BLIMP" ${SHORT:+--pairs 2}
+}
+
 # Carry out the lines of the standard input, two at a time. If one fails, the others of the block still run.
-export -f pretrain judge
+export -f pretrain once judge pairs
 two_at_once() {
     tr '\n' '\0' | xargs -0 -n 1 -P "$AT_ONCE" bash -c 'eval "$0"'
 }
 
+# The arms of the main series, in the order of the report. `more` has others; GLUE and BLiMP judge both.
 main() {
     {
         echo "pretrain teacher train.py $ONE --masking random --size mini --batch-size 32 --steps 4000 --eval-every 500"
@@ -86,25 +101,50 @@ main() {
             echo "pretrain blank-sample-$seed train.py $MAIN --seed $seed"
             echo "pretrain memory-$seed tests/lab/memory_variants.py $MAIN --seed $seed"
         done
-        echo "pretrain again-random-3 train.py $MAIN --masking random --seed 3"
-        echo "pretrain again-memory-3 tests/lab/memory_variants.py $MAIN --seed 3"
-        echo "pretrain early train.py $MAIN --steps 500 --masking random"
     } | two_at_once
     for seed in 0 1 2; do
-        echo "pretrain frequency-$seed tests/lab/frequency.py imitate --like $RUNS/blank-high-$seed $MAIN --seed $seed"
-        echo "pretrain kd-random-$seed distill.py --teacher $RUNS/teacher $MAIN --masking random --seed $seed"
+        taught="distill.py --teacher $RUNS/teacher $MAIN --seed $seed"
+        echo "pretrain kd-random-$seed $taught --masking random"
+        echo "pretrain kd-teacher-$seed $taught --masking teacher"
+        echo "pretrain kd-reducible-$seed $taught --masking reducible"
+        echo "pretrain by-teacher-$seed $taught --masking teacher --kd-alpha 0"
+        echo "pretrain by-reducible-$seed $taught --masking reducible --kd-alpha 0"
     done | two_at_once
+    judge_arms random blank-high blank-sample memory kd-random kd-teacher kd-reducible by-teacher by-reducible
+}
 
-    tasks="--tasks SST-2 MRPC STS-B QNLI RTE --max-train 10000"
+more() {
     for seed in 0 1 2; do
-        echo "judge random-$seed $seed $tasks --from-scratch"
-        for arm in blank-high frequency blank-sample memory kd-random; do
-            echo "judge $arm-$seed $seed $tasks"
+        echo "pretrain frequency-$seed tests/lab/frequency.py imitate --like $RUNS/blank-high-$seed $MAIN --seed $seed"
+        echo "pretrain blank-low-$seed train.py $MAIN --select low --seed $seed"
+        echo "pretrain blank-mid-$seed train.py $MAIN --select mid --seed $seed"
+        echo "pretrain blank-both-$seed train.py $MAIN --select both --seed $seed"
+        echo "pretrain kd-self-$seed distill.py --teacher $RUNS/teacher $MAIN --seed $seed"
+        echo "pretrain random-40-$seed train.py $MAIN --masking random --mask-ratio 0.4 --seed $seed"
+        echo "pretrain blank-sample-40-$seed train.py $MAIN --mask-ratio 0.4 --seed $seed"
+    done | two_at_once
+    judge_arms frequency blank-low blank-mid blank-both kd-self random-40 blank-sample-40
+    for seed in 0 1 2; do
+        for arm in random blank-sample kd-random kd-teacher; do
+            echo "judge $arm-$seed-frozen $arm-$seed $seed $FIVE --freeze"
         done
     done | two_at_once
 
+    echo "pretrain early train.py $MAIN --steps 500 --masking random" | two_at_once
     models="$RUNS/early $RUNS/random-0 $RUNS/blank-high-0"
     $PYTHON tests/lab/what_is_masked.py --models $models --corpus "$CORPUS/enwiki-03.txt.xz" ${SHORT:+--rows 50}
+}
+
+# judge_arms ARM...: BLiMP and five tasks of GLUE, for three seeds of each.
+judge_arms() {
+    for seed in 0 1 2; do
+        for arm in "$@"; do
+            scratch=""
+            if [ "$arm" = random ]; then scratch="--from-scratch"; fi
+            echo "pairs $arm-$seed"
+            echo "judge $arm-$seed-glue $arm-$seed $seed $FIVE $scratch"
+        done
+    done | two_at_once
 }
 
 collapse() {
@@ -161,10 +201,10 @@ distillation() {
 
 glue() {
     echo "pretrain enwiki-tiny train.py $ALL --masking random --batch-size 32 --steps 16000 --eval-every 500" | two_at_once
-    echo "judge enwiki-tiny '0 1 2' --from-scratch" | two_at_once
+    echo "judge enwiki-tiny-glue enwiki-tiny '0 1 2' --from-scratch" | two_at_once
 }
 
-PARTS="main collapse few plateau distillation glue"
+PARTS="main more collapse few plateau distillation glue"
 mkdir -p "$RUNS"
 for part in ${*:-$PARTS}; do
     if ! declare -F "$part" > /dev/null; then
