@@ -416,8 +416,8 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
         best = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    elif device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        best = "bfloat16"  # other processors imitate it, slower than float32
+    elif device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        best = "bfloat16"  # without AMX it is slower than float32, even where AVX-512 multiplies it
     return device, getattr(torch, best if dtype == "auto" else dtype)
 
 

@@ -144,7 +144,7 @@ def test_every_process_of_torchrun_gets_its_own_card(monkeypatch):
 
 @pytest.mark.parametrize("multiplied, best", [(True, torch.bfloat16), (False, torch.float32)])
 def test_auto_on_a_processor_is_bfloat16_only_where_it_is_multiplied(multiplied, best, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplied)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: multiplied)
     assert train.pick_hardware("cpu", "auto") == (torch.device("cpu"), best)
     assert torch.get_float32_matmul_precision() == "highest", "TF32 is for CUDA alone"
 

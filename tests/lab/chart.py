@@ -17,6 +17,7 @@ COLOURS = {
     "violet": "#a05ad5",
     "teal": "#0a8f9c",
     "pink": "#c2529b",
+    "olive": "#7f7b17",
 }
 WIDTH, HEIGHT = 760, 360
 LEFT, TOP, BOTTOM = 64, 44, 52  # margins; the right one depends on the names of the lines

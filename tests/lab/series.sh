@@ -28,9 +28,9 @@ AT_ONCE=${AT_ONCE:-2}
 
 ONE="--corpus $CORPUS/enwiki-00.txt.xz"
 ALL="--corpus $(echo "$CORPUS"/enwiki-0*.txt.xz)"
-MAIN="$ONE --max-tokens 1600000 --batch-size 32 --lr 2e-3 --steps 4000"
+MAIN="$ONE --max-tokens 1600000 --batch-size 32 --lr 2e-3 --steps 4000 --dtype float32"
 FEW="$ONE --max-tokens 500000 --steps 3000"
-FIVE="--tasks SST-2 MRPC STS-B QNLI RTE --max-train 10000"
+FIVE="--tasks SST-2 MRPC STS-B QNLI RTE --max-train 10000 --dtype float32"
 
 # pretrain NAME PROGRAM OPTIONS: a training run in RUNS/NAME.
 # With STOP_AT=n it is stopped after the evaluation at step n, its learning rate still on the way down.
@@ -94,7 +94,7 @@ two_at_once() {
 # The arms of the main series, in the order of the report. `more` has others; GLUE and BLiMP judge both.
 main() {
     {
-        echo "pretrain teacher train.py $ONE --masking random --size mini --batch-size 32 --steps 4000 --eval-every 500"
+        echo "pretrain teacher train.py $ONE --masking random --size mini --batch-size 32 --steps 4000 --eval-every 500 --dtype float32"
         for seed in 0 1 2; do
             echo "pretrain random-$seed train.py $MAIN --masking random --seed $seed"
             echo "pretrain blank-high-$seed tests/lab/frequency.py count $MAIN --select high --seed $seed"

@@ -1,0 +1,361 @@
+"""When does entropy masking help? A made-up language, of which we know what can be learned and what cannot.
+
+    python tests/lab/language.py --small                 two arms, one seed, in under two minutes
+    python tests/lab/language.py --seeds 0 1 2           every arm; runs that are in the results are not repeated
+    python tests/lab/language.py                         tables and figures of the results, no run
+
+A row is six records of eleven tokens. Each token of a record is of one kind:
+
+    easy       one of the eight words of a phrase: any other word of it gives it away
+    keys       two words, drawn at random; where one is hidden, the others narrow it down
+    learnable  a function of the two keys: a table that the model has to learn by heart
+    noise      drawn at random; with --noise n it takes the place of n of the easy words
+
+The runs are train.py's, with its options. Measured: held-out loss of each kind under the same random masks,
+and the step at which the learnable tokens fall below 1 nat. Tables are Markdown; a figure is an SVG file.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import train  # isort: skip (first: it sets how threads wait, before torch is imported)
+
+import argparse
+import csv
+import math
+import tempfile
+
+import flops
+import numpy as np
+import torch
+from chart import line_chart
+from experiment import against, spread
+
+import masking
+import model as bert
+from glue_eval import markdown
+
+RECORDS = 6  # per row
+LENGTH = 11  # tokens of a record
+KEYS = (1, 4)  # places in a record
+FUNCTION = 8
+OTHERS = (0, 3, 6, 10, 2, 5, 7, 9)  # the first --noise of these places hold noise, the others a phrase
+PHRASES = 8
+VALUES = 32  # of the function
+NOISE_WORDS = 32
+KINDS = ("easy", "keys", "learnable", "noise")
+ROWS = 4096  # of the training text, which is read again and again
+
+RANDOM_STEPS = 120  # before entropies choose
+RANDOM = "random"
+LONGER = "random, longer"  # as many steps as the operations of `sample` are worth
+ARMS = {  # name: (options of train.py, colour in the figure)
+    RANDOM: ("--masking random", "blue"),
+    LONGER: ("--masking random", "olive"),
+    "low": ("--select low", "orange"),
+    "high": ("--select high", "red"),
+    "sample": ("--select sample", "green"),
+    "sample, memory": ("--reading memory", "violet"),
+    "sample, visible": ("--reading visible", "pink"),
+    "sample, reducible": ("--select sample", "teal"),  # by max(0, H of the model - H of the language)
+}
+RESULTS = Path(__file__).resolve().parent / "results"
+COLUMNS = ["noise", "keys", "steps", "arm", "seed", "steps_made", "gflop", "below_1_nat", "floor"]
+COLUMNS += [*(f"{kind}_loss" for kind in KINDS), "curve"]
+
+
+class Language:
+    """Words, a table and random rows. noise: how many words of a record; keys: how many values a key has."""
+
+    def __init__(self, seed: int, noise: int, keys: int):
+        self.rng = np.random.default_rng(seed)
+        self.keys = keys
+        self.noise_places = list(OTHERS[:noise])
+        self.easy_places = list(OTHERS[noise:])
+        # Values are shared out evenly among the pairs of keys: 64 pairs have two of each of the 32.
+        self.table = torch.from_numpy(self.rng.permutation(keys * keys) % VALUES)
+        # The words in the order of their ids, and the id at which each group begins.
+        self.words = list(bert.SPECIAL_TOKENS)
+        self.first = {}
+        sizes = {
+            "phrase": PHRASES * LENGTH,
+            "key": keys,
+            "other": keys,
+            "value": VALUES,
+            "noise": NOISE_WORDS,
+        }
+        for group, size in sizes.items():
+            self.first[group] = len(self.words)
+            self.words += [f"{group}{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(size)]
+
+    def rows(self, count: int) -> np.ndarray:
+        """Random rows of ids: [count, 66]."""
+        shape = (count, RECORDS)
+        ids = np.zeros((*shape, LENGTH), np.int32)
+        phrase = self.rng.integers(PHRASES, size=shape)
+        for place in self.easy_places:
+            ids[..., place] = self.first["phrase"] + phrase * LENGTH + place
+        for place in self.noise_places:
+            ids[..., place] = self.first["noise"] + self.rng.integers(NOISE_WORDS, size=shape)
+        key = self.rng.integers(self.keys, size=shape)
+        other = self.rng.integers(self.keys, size=shape)
+        ids[..., KEYS[0]] = self.first["key"] + key
+        ids[..., KEYS[1]] = self.first["other"] + other
+        ids[..., FUNCTION] = self.first["value"] + self.table.numpy()[key * self.keys + other]
+        return ids.reshape(count, RECORDS * LENGTH)
+
+    def kind_of_place(self) -> torch.Tensor:
+        """The number in KINDS of every place of a row, [CLS] and [SEP] included (-1): [68]."""
+        kinds = np.zeros(LENGTH, np.int64)
+        kinds[list(KEYS)] = 1
+        kinds[FUNCTION] = 2
+        kinds[self.noise_places] = 3
+        return torch.from_numpy(np.pad(np.tile(kinds, RECORDS), 1, constant_values=-1))
+
+    def true_entropy(self, ids, hidden) -> torch.Tensor:
+        """Entropy of each hidden token given all visible ones: [B, 68], nats; 0 where nothing is hidden.
+
+        ids, hidden: long and bool [B, 68]. By enumeration of all pairs of keys: the loss of somebody who knows
+        the language, which no model can beat on average.
+        """
+        records = ids[:, 1:-1].reshape(-1, LENGTH)
+        hidden = hidden[:, 1:-1].reshape(-1, LENGTH)
+        entropy = torch.zeros(records.shape)
+        entropy[:, self.noise_places] = math.log(NOISE_WORDS)
+        all_hidden = hidden[:, self.easy_places].all(1, keepdim=True)  # else the phrase is known
+        entropy[:, self.easy_places] = all_hidden * math.log(PHRASES)
+
+        # All pairs of keys that agree with what is visible are equally likely.
+        pairs = torch.cartesian_prod(torch.arange(self.keys), torch.arange(self.keys))
+        answers = {
+            KEYS[0]: pairs[:, 0] + self.first["key"],
+            KEYS[1]: pairs[:, 1] + self.first["other"],
+            FUNCTION: self.table + self.first["value"],
+        }
+        possible = torch.ones(len(records), len(pairs), dtype=torch.bool)
+        for place, answer in answers.items():
+            possible &= hidden[:, [place]] | (records[:, [place]] == answer)
+        for place, answer in answers.items():
+            counts = possible.float() @ torch.nn.functional.one_hot(answer).float()
+            p = counts / counts.sum(1, keepdim=True)
+            entropy[:, place] = -torch.special.xlogy(p, p).sum(1)
+        return torch.nn.functional.pad((entropy * hidden).view(len(ids), -1), (1, 1))
+
+    def write(self, folder: Path):
+        """text.txt, of which the first ROWS rows are used, and vocab.txt."""
+        rows = self.rows(ROWS + ROWS // 10)  # train.py holds some documents out
+        lines = (" ".join(self.words[i] for i in row) for row in rows)
+        (folder / "text.txt").write_text("\n\n".join(lines))
+        (folder / "vocab.txt").write_text("\n".join(self.words))
+
+
+class Experiment(train.Pretraining):
+    """A run of train.py that measures the held-out loss of each kind of token, and saves nothing."""
+
+    def __init__(self, o, language: Language, reducible: bool):
+        super().__init__(o)
+        self.language = language
+        self.reducible = reducible
+        held_out = language.rows(train.EXAM_ROWS).flatten()
+        self.exam = train.draw_exam(held_out, o.seq_len, self.cls, self.sep, self.mask)
+        self.kind = language.kind_of_place()[self.exam[1]]  # of each masked token
+
+    def entropies(self, ids, index, candidates) -> torch.Tensor:
+        """As in train.py; reducible: max(0, H - H of somebody who knows the language)."""
+        entropy = super().entropies(ids, index, candidates)
+        if self.reducible:
+            entropy = (entropy - self.language.true_entropy(ids, candidates)).clamp_min(0)
+        return entropy
+
+    def report(self, speed: float = 0.0):
+        """Held-out loss, nats per token, of all tokens and of each kind; a kind that is not there has NaN."""
+        losses = []
+        with self.autocast(), masking.evaluating(self.model):
+            for ids, places, labels in zip(*(part.split(64) for part in self.exam), strict=True):
+                log_p = self.model(ids, positions=places).float().log_softmax(-1)
+                losses.append(-log_p.gather(-1, labels[..., None])[..., 0])
+        loss = torch.cat(losses)
+        line = {"step": self.step, "held_out_loss": loss.mean().item()}
+        line |= {name: loss[self.kind == number].mean().item() for number, name in enumerate(KINDS)}
+        self.log.append(line)
+        self.sums.clear()
+        self.seen.clear()
+
+    def lowest_loss(self) -> float:
+        """The loss at the exam's learnable tokens of somebody who knows the language."""
+        ids, places, labels = self.exam
+        hidden = torch.zeros(ids.shape, dtype=torch.bool).scatter(1, places, True)
+        truth = self.language.true_entropy(ids.scatter(1, places, labels), hidden).gather(1, places)
+        return truth[self.kind == KINDS.index("learnable")].mean().item()
+
+
+# ---- runs ----
+
+
+def options_of(arm: str, seed: int, folder, o) -> argparse.Namespace:
+    """train.py's options for an arm."""
+    options = f"--corpus {folder}/text.txt --vocab {folder}/vocab.txt --cache {folder} --device cpu"
+    options += f" --seq-len {RECORDS * LENGTH + 2} --max-tokens {ROWS * RECORDS * LENGTH} --batch-size 32"
+    options += f" --lr 1e-3 --seed {seed} --steps {o.steps} --eval-every {o.eval_every} {ARMS[arm][0]}"
+    if arm not in (RANDOM, LONGER):
+        options += f" --entropy-warmup {RANDOM_STEPS}"
+    parser = train.make_parser("")
+    settings = parser.parse_args(options.split())
+    train.check(settings, parser, 1)
+    return settings
+
+
+def make_run(arm: str, seed: int, o) -> dict:
+    """Train one arm: its line of the results. Runs of one seed share language, text and initial weights."""
+    language = Language(seed, o.noise, o.keys)
+    with tempfile.TemporaryDirectory() as folder:
+        language.write(Path(folder))
+        settings = options_of(arm, seed, folder, o)
+        config = bert.BertConfig.preset(settings.size, vocab_size=len(language.words))
+        per_token = flops.flops_per_token(vars(settings), config)
+        if arm == LONGER:
+            sample = options_of("sample", seed, folder, o)
+            settings.steps = round(o.steps * flops.flops_per_token(vars(sample), config) / per_token)
+        run = Experiment(settings, language, reducible=arm == "sample, reducible")
+        train.train(run)
+
+    operations = per_token * settings.steps * settings.batch_size * settings.seq_len
+    below = [line["step"] for line in run.log if line["learnable"] < 1]
+    result = {"noise": o.noise, "keys": o.keys, "steps": o.steps, "arm": arm, "seed": seed}
+    result |= {"steps_made": settings.steps, "gflop": round(operations / 1e9)}
+    result |= {"below_1_nat": below[0] if below else "never", "floor": f"{run.lowest_loss():.3f}"}
+    result |= {f"{kind}_loss": f"{run.log[-1][kind]:.3f}" for kind in KINDS}
+    result["curve"] = " ".join(f"{line['step']}:{line['learnable']:.2f}" for line in run.log)
+    return result
+
+
+def read_results(path: Path) -> list:
+    """The lines of a file of results; none if there is no such file yet."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def add_result(path: Path, result: dict):
+    """Append a line. Other processes may do so too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(result)
+
+
+# ---- tables and figures ----
+
+
+def setting_of(result: dict) -> tuple[int, int, int]:
+    """(noise, keys, steps): results are compared within a setting."""
+    return int(result["noise"]), int(result["keys"]), int(result["steps"])
+
+
+def by_arm(results: list) -> dict:
+    """{arm: its results}, in the order of ARMS."""
+    arms = {arm: [result for result in results if result["arm"] == arm] for arm in ARMS}
+    return {arm: rows for arm, rows in arms.items() if rows}
+
+
+def when_below(rows: list) -> str:
+    """The step at which the learnable loss falls below 1 nat: median and range, and who never got there."""
+    steps = [float(row["below_1_nat"].replace("never", "inf")) for row in rows]
+    reached = [step for step in steps if step < math.inf]
+    if not reached:
+        return "never"
+    median = f"{np.median(steps):,.0f}" if np.median(steps) < math.inf else "never"
+    text = f"{median} ({min(reached):,.0f} to {max(reached):,.0f})"
+    missing = len(steps) - len(reached)
+    return f"{text}, {missing} of {len(steps)} never" if missing else text
+
+
+def table(results: list) -> str:
+    """A line per arm: cost, learnable loss at the end, against random masks at equal steps and operations."""
+    arms = by_arm(results)
+    loss = {arm: {row["seed"]: float(row["learnable_loss"]) for row in rows} for arm, rows in arms.items()}
+    cost = {arm: np.mean([float(row["gflop"]) for row in rows]) for arm, rows in arms.items()}
+    head = ["masks", "runs", "steps", "TFLOP", "learnable loss", "below 1 nat at step", "easy", "keys"]
+    for base in ("equal steps", "equal operations"):
+        head += [f"against random, {base}", "p (Welch)", "p (paired)"]
+    lines = [head]
+    for arm, rows in arms.items():
+        cells = [arm, str(len(rows)), f"{int(rows[0]['steps_made']):,}", f"{cost[arm] / 1000:.1f}"]
+        cells += [spread(list(loss[arm].values()), 2), when_below(rows)]
+        cells += [f"{np.mean([float(row[f'{kind}_loss']) for row in rows]):.2f}" for kind in ("easy", "keys")]
+        for base in (RANDOM, LONGER):
+            dearer = cost[arm] > 1.01 * cost.get(RANDOM, math.inf)
+            compared = base in arms and arm not in (RANDOM, LONGER) and (base == RANDOM or dearer)
+            cells += against(loss[base], loss[arm], 2) if compared else ["", "", ""]
+        lines.append(cells)
+    return markdown(lines)
+
+
+def figure(results: list, title: str) -> str:
+    """Learnable loss by step, the median over seeds: an SVG picture."""
+    lines = {}
+    for arm, rows in by_arm(results).items():
+        curves = [[point.split(":") for point in row["curve"].split()] for row in rows]
+        steps = [int(step) for step, _ in curves[0]]
+        medians = np.median([[float(loss) for _, loss in curve] for curve in curves], axis=0)
+        lines[arm] = (ARMS[arm][1], steps, list(medians))
+    return line_chart(title, lines, "step", "nats per learnable token")
+
+
+def show(results: list, out: Path):
+    """Print a table per setting and write its figure."""
+    for noise, keys, steps in sorted({setting_of(result) for result in results}):
+        rows = [result for result in results if setting_of(result) == (noise, keys, steps)]
+        kinds = f"{len(OTHERS) - noise} easy, 2 keys, 1 learnable, {noise} noise"
+        floor = np.mean([float(row["floor"]) for row in rows])
+        print(
+            f"\nOf {LENGTH} tokens {kinds}; a table of {keys * keys}; learnable loss at best {floor:.2f} nats\n"
+        )
+        print(table(rows))
+        path = out / f"language-{noise}-{keys}-{steps}.svg"
+        path.write_text(figure(rows, f"Loss of the learnable tokens: {kinds}"), encoding="utf-8")
+        print(f"\nwritten to {path}")
+
+
+def main(argv=None):
+    """The program."""
+    help_format = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=help_format)
+    add = parser.add_argument
+    add("--seeds", type=int, nargs="+", default=[], help="of language, text and weights; none: only show")
+    add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help="which masks")
+    add("--noise", type=int, default=0, choices=range(len(OTHERS) + 1), help="words of noise in a record")
+    add("--keys", type=int, default=8, help="values of a key: the table has as many squared")
+    add("--steps", type=int, default=1500, help="updates of the weights")
+    add("--eval-every", type=int, default=50, help="steps between evaluations")
+    add("--out", type=Path, default=RESULTS, help="folder of language.csv and the figures")
+    add("--small", action="store_true", help="random and sample, seed 0, a table of 36, 800 steps, into runs")
+    o = parser.parse_args(argv)
+    if o.small:
+        parser.set_defaults(seeds=[0], arms=[RANDOM, "sample"], keys=6, steps=800, out=Path("runs/language"))
+        o = parser.parse_args(argv)
+    train.keep_freed_ram()
+    path = o.out / "language.csv"
+    try:
+        for seed in o.seeds:
+            for arm in o.arms:
+                done = {(*setting_of(row), row["arm"], int(row["seed"])) for row in read_results(path)}
+                if (o.noise, o.keys, o.steps, arm, seed) not in done:
+                    print(f"seed {seed}, {arm}", flush=True)
+                    add_result(path, make_run(arm, seed, o))
+        results = read_results(path)
+        if not results:
+            raise ValueError(f"{path} holds no results yet: name --seeds, or try --small")
+        show(results, o.out)
+    except Exception as error:
+        sys.exit(f"language.py: {bert.explain(error)}")
+
+
+if __name__ == "__main__":
+    main()
