@@ -1,8 +1,8 @@
 """When does entropy masking help? A made-up language, of which we know what can be learned and what cannot.
 
-    python tests/lab/language.py --small                 two arms, one seed, in under two minutes
-    python tests/lab/language.py --seeds 0 1 2           every arm; runs that are in the results are not repeated
-    python tests/lab/language.py                         tables and figures of the results, no run
+    python tests/lab/language.py --small            two arms, one seed, in under two minutes
+    python tests/lab/language.py --seeds 0 1 2      every arm; runs that are in the results are left out
+    python tests/lab/language.py                    tables and figures of the results, no run
 
 A row is six records of eleven tokens. Each token of a record is of one kind:
 
@@ -118,8 +118,8 @@ class Language:
     def true_entropy(self, ids, hidden) -> torch.Tensor:
         """Entropy of each hidden token given all visible ones: [B, 68], nats; 0 where nothing is hidden.
 
-        ids, hidden: long and bool [B, 68]. By enumeration of all pairs of keys: the loss of somebody who knows
-        the language, which no model can beat on average.
+        ids, hidden: long and bool [B, 68]. By enumeration of all pairs of keys. This is the loss of
+        somebody who knows the language; on average no model can do better.
         """
         records = ids[:, 1:-1].reshape(-1, LENGTH)
         hidden = hidden[:, 1:-1].reshape(-1, LENGTH)
@@ -314,9 +314,8 @@ def show(results: list, out: Path):
         rows = [result for result in results if setting_of(result) == (noise, keys, steps)]
         kinds = f"{len(OTHERS) - noise} easy, 2 keys, 1 learnable, {noise} noise"
         floor = np.mean([float(row["floor"]) for row in rows])
-        print(
-            f"\nOf {LENGTH} tokens {kinds}; a table of {keys * keys}; learnable loss at best {floor:.2f} nats\n"
-        )
+        print(f"\nOf {LENGTH} tokens {kinds}. A table of {keys * keys} entries, {steps:,} steps.")
+        print(f"The best possible loss of the learnable tokens is {floor:.2f} nats.\n")
         print(table(rows))
         path = out / f"language-{noise}-{keys}-{steps}.svg"
         path.write_text(figure(rows, f"Loss of the learnable tokens: {kinds}"), encoding="utf-8")

@@ -4,6 +4,7 @@
 #     bash tests/lab/series.sh                    everything; or the parts that you name:
 #     bash tests/lab/series.sh main               the nine arms of the main table, BLiMP, GLUE (about 5 hours)
 #     bash tests/lab/series.sh more               other rules, 40% masks, frozen encoders, what gets masked
+#     bash tests/lab/series.sh language           a made-up language: when entropy helps (about 5 hours of one core)
 #     bash tests/lab/series.sh collapse           masks that collapse, up to step 2,000
 #     bash tests/lab/series.sh few                variants of --reading memory
 #     bash tests/lab/series.sh plateau            starts and learning rates that leave the unigram plateau, or not
@@ -147,6 +148,14 @@ judge_arms() {
     done | two_at_once
 }
 
+language() {
+    program="$PYTHON tests/lab/language.py --out $RUNS/language"
+    for seed in 0 1 2 3 4 5 6 7; do
+        echo "once language-0-$seed $program --seeds $seed --noise 0 --steps ${SHORT:-1500}"
+        echo "once language-4-$seed $program --seeds $seed --noise 4 --steps ${SHORT:-2000}"
+    done | two_at_once
+}
+
 collapse() {
     {
         echo "STOP_AT=2000 pretrain visible-high-0 train.py $MAIN --reading visible --select high"
@@ -204,7 +213,7 @@ glue() {
     echo "judge enwiki-tiny-glue enwiki-tiny '0 1 2' --from-scratch" | two_at_once
 }
 
-PARTS="main more collapse few plateau distillation glue"
+PARTS="main more language collapse few plateau distillation glue"
 mkdir -p "$RUNS"
 for part in ${*:-$PARTS}; do
     if ! declare -F "$part" > /dev/null; then
