@@ -201,7 +201,7 @@ def options_of(arm: str, seed: int, folder, o) -> argparse.Namespace:
     options += f" --seq-len {RECORDS * LENGTH + 2} --max-tokens {ROWS * RECORDS * LENGTH} --batch-size 32"
     options += f" --lr 1e-3 --seed {seed} --steps {o.steps} --eval-every {o.eval_every} {ARMS[arm][0]}"
     if arm not in (RANDOM, LONGER):
-        options += f" --entropy-warmup {RANDOM_STEPS}"
+        options += f" --entropy-warmup {min(RANDOM_STEPS, o.steps)}"
     parser = train.make_parser("")
     settings = parser.parse_args(options.split())
     train.check(settings, parser, 1)
@@ -297,15 +297,15 @@ def table(results: list) -> str:
     return markdown(lines)
 
 
-def figure(results: list, title: str) -> str:
-    """Learnable loss by step, the median over seeds: an SVG picture."""
+def median_curves(results: list) -> dict:
+    """{arm: (colour, steps, learnable loss: the median over seeds)}"""
     lines = {}
     for arm, rows in by_arm(results).items():
         curves = [[point.split(":") for point in row["curve"].split()] for row in rows]
         steps = [int(step) for step, _ in curves[0]]
-        medians = np.median([[float(loss) for _, loss in curve] for curve in curves], axis=0)
-        lines[arm] = (ARMS[arm][1], steps, list(medians))
-    return line_chart(title, lines, "step", "nats per learnable token")
+        losses = [[float(loss) for _, loss in curve] for curve in curves]
+        lines[arm] = (ARMS[arm][1], steps, np.median(losses, axis=0).tolist())
+    return lines
 
 
 def show(results: list, out: Path):
@@ -318,7 +318,9 @@ def show(results: list, out: Path):
         print(f"The best possible loss of the learnable tokens is {floor:.2f} nats.\n")
         print(table(rows))
         path = out / f"language-{noise}-{keys}-{steps}.svg"
-        path.write_text(figure(rows, f"Loss of the learnable tokens: {kinds}"), encoding="utf-8")
+        title = f"Loss of the learnable tokens: {kinds}"
+        svg = line_chart(title, median_curves(rows), "step", "nats per learnable token")
+        path.write_text(svg, encoding="utf-8")
         print(f"\nwritten to {path}")
 
 

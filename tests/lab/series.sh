@@ -5,6 +5,7 @@
 #     bash tests/lab/series.sh main               the nine arms of the main table, BLiMP, GLUE (about 5 hours)
 #     bash tests/lab/series.sh more               other rules, 40% masks, frozen encoders, what gets masked
 #     bash tests/lab/series.sh language           a made-up language: when entropy helps (about 5 hours of one core)
+#     bash tests/lab/series.sh code               Python source, a text with many easy tokens
 #     bash tests/lab/series.sh collapse           masks that collapse, up to step 2,000
 #     bash tests/lab/series.sh few                variants of --reading memory
 #     bash tests/lab/series.sh plateau            starts and learning rates that leave the unigram plateau, or not
@@ -29,7 +30,8 @@ AT_ONCE=${AT_ONCE:-2}
 
 ONE="--corpus $CORPUS/enwiki-00.txt.xz"
 ALL="--corpus $(echo "$CORPUS"/enwiki-0*.txt.xz)"
-MAIN="$ONE --max-tokens 1600000 --batch-size 32 --lr 2e-3 --steps 4000 --dtype float32"
+SETTING="--max-tokens 1600000 --batch-size 32 --lr 2e-3 --steps 4000 --dtype float32"
+MAIN="$ONE $SETTING"
 FEW="$ONE --max-tokens 500000 --steps 3000"
 FIVE="--tasks SST-2 MRPC STS-B QNLI RTE --max-train 10000 --dtype float32"
 
@@ -148,6 +150,16 @@ judge_arms() {
     done | two_at_once
 }
 
+code() {
+    once python-text $PYTHON tests/lab/easy_tokens.py text --out "$RUNS/python.txt"
+    for seed in 0 1 2; do
+        echo "pretrain code-random-$seed train.py --corpus $RUNS/python.txt $SETTING --masking random --seed $seed"
+        echo "pretrain code-high-$seed train.py --corpus $RUNS/python.txt $SETTING --select high --seed $seed"
+        echo "pretrain code-sample-$seed train.py --corpus $RUNS/python.txt $SETTING --seed $seed"
+    done | two_at_once
+    $PYTHON tests/lab/easy_tokens.py share --runs "$RUNS"/random-? "$RUNS"/code-random-?
+}
+
 language() {
     program="$PYTHON tests/lab/language.py --out $RUNS/language"
     for seed in 0 1 2 3 4 5 6 7; do
@@ -213,7 +225,7 @@ glue() {
     echo "judge enwiki-tiny-glue enwiki-tiny '0 1 2' --from-scratch" | two_at_once
 }
 
-PARTS="main more language collapse few plateau distillation glue"
+PARTS="main more language code collapse few plateau distillation glue"
 mkdir -p "$RUNS"
 for part in ${*:-$PARTS}; do
     if ! declare -F "$part" > /dev/null; then

@@ -1,0 +1,187 @@
+"""The made-up language: what can be known of a hidden token, by brute force; runs and tables by hand."""
+
+import argparse
+import math
+from collections import Counter
+from itertools import product
+
+import language
+import numpy as np
+import pytest
+import torch
+from language import FUNCTION, KEYS, KINDS, LENGTH, LONGER, NOISE_WORDS, PHRASES, Language
+
+import train
+
+
+def options(**more):
+    return argparse.Namespace(**{"noise": 0, "keys": 8, "steps": 1500, "eval_every": 50, **more})
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Runs of a second: little text, and entropies choose from the third step on."""
+    monkeypatch.setattr(language, "ROWS", 64)
+    monkeypatch.setattr(language, "RANDOM_STEPS", 2)
+    monkeypatch.setattr(train, "EXAM_ROWS", 64)
+    return options(steps=4, eval_every=2, keys=3)
+
+
+# ---- the language ----
+
+
+@pytest.mark.parametrize("noise", [0, 4, 8])
+def test_a_record_is_a_phrase_two_keys_and_their_function(noise):
+    tongue = Language(seed=1, noise=noise, keys=8)
+    kinds = tongue.kind_of_place()[1:-1].view(-1, LENGTH)
+    assert (kinds == kinds[0]).all() and kinds[0].bincount(minlength=4).tolist() == [8 - noise, 2, 1, noise]
+    functions = {}
+    for record in tongue.rows(200).reshape(-1, LENGTH):
+        words = [tongue.words[i] for i in record]
+        phrases = {(record[p] - tongue.first["phrase"]) // LENGTH for p in tongue.easy_places}
+        assert len(phrases) <= 1, "all easy words of a record are of one phrase"
+        assert all(words[p].startswith("noise") for p in tongue.noise_places)
+        keys = (words[KEYS[0]], words[KEYS[1]])
+        assert functions.setdefault(keys, words[FUNCTION]) == words[FUNCTION], "the same keys, the same value"
+    assert len(functions) == 64 and set(Counter(functions.values()).values()) == {2}, "32 values, two each"
+
+
+def test_words_survive_the_tokenizer_and_fill_the_vocabulary(small, tmp_path):
+    tongue = Language(seed=0, noise=4, keys=3)
+    tongue.write(tmp_path)
+    settings = language.options_of("random", 0, tmp_path, small)
+    tokenizer, ids, _, _ = train.prepare_text(settings)
+    assert tokenizer.get_vocab_size() == len(tongue.words) == len(set(tongue.words))
+    rows = torch.from_numpy(np.array(ids)).view(-1, 66)
+    expected = {tuple(row) for row in Language(seed=0, noise=4, keys=3).rows(64 + 6).tolist()}
+    assert len(rows) <= 64 and all(tuple(row) in expected for row in rows.tolist())
+
+
+def entropy_by_counting(tongue, record, hidden, place) -> float:
+    """Of the hidden token: go through all records of the language, and count those that agree."""
+    counts = Counter()
+    for phrase, key, other in product(range(PHRASES), range(tongue.keys), range(tongue.keys)):
+        world = list(record)
+        for easy in tongue.easy_places:
+            world[easy] = tongue.first["phrase"] + phrase * LENGTH + easy
+        world[KEYS[0]] = tongue.first["key"] + key
+        world[KEYS[1]] = tongue.first["other"] + other
+        world[FUNCTION] = tongue.first["value"] + int(tongue.table[key * tongue.keys + other])
+        if all(world[p] == record[p] for p in range(LENGTH) if not hidden[p]):
+            counts[world[place]] += 1
+    total = counts.total()
+    entropy = -sum(n / total * math.log(n / total) for n in counts.values())
+    return math.log(NOISE_WORDS) if place in tongue.noise_places else entropy
+
+
+@pytest.mark.parametrize("noise, share", [(0, 0.3), (4, 0.3), (4, 0.8), (8, 0.5)])
+def test_the_true_entropy_is_that_of_all_records_that_agree_with_what_is_visible(noise, share):
+    tongue = Language(seed=2, noise=noise, keys=6)
+    ids = torch.from_numpy(np.pad(tongue.rows(5).astype(np.int64), ((0, 0), (1, 1))))
+    hidden = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < share
+    hidden[:, 0] = False
+    hidden[:, -1] = False
+    found = tongue.true_entropy(ids, hidden)[:, 1:-1].reshape(-1, LENGTH)
+    records = ids[:, 1:-1].reshape(-1, LENGTH).tolist()
+    masks = hidden[:, 1:-1].reshape(-1, LENGTH).tolist()
+    for row, (record, mask) in enumerate(zip(records, masks, strict=True)):
+        for place in range(LENGTH):
+            expected = entropy_by_counting(tongue, record, mask, place) if mask[place] else 0.0
+            assert found[row, place].item() == pytest.approx(expected, abs=1e-5), (record, mask, place)
+
+
+# ---- runs ----
+
+
+def test_the_loss_of_the_kinds_is_the_exam_s_loss_in_parts(small, tmp_path):
+    tongue = Language(seed=0, noise=4, keys=3)
+    tongue.write(tmp_path)
+    small.noise = 4
+    run = language.Experiment(language.options_of("random", 0, tmp_path, small), tongue, False)
+    run.report()
+    expected, _ = train.examine(run.model, run.exam)
+    counts = [(run.kind == number).sum().item() for number in range(len(KINDS))]
+    weighted = sum(n * run.log[0][kind] for n, kind in zip(counts, KINDS, strict=True)) / sum(counts)
+    assert weighted == pytest.approx(expected, rel=1e-4) == run.log[0]["held_out_loss"]
+    assert 0 < run.lowest_loss() < math.log(9), "at most all nine pairs of keys are possible"
+
+
+def test_reducible_is_what_the_model_does_not_know_less_what_nobody_knows(small, tmp_path, monkeypatch):
+    tongue = Language(seed=0, noise=4, keys=3)
+    tongue.write(tmp_path)
+    small.noise = 4
+    settings = language.options_of("sample, reducible", 0, tmp_path, small)
+    run = language.Experiment(settings, tongue, reducible=True)
+    ids = train.take_rows(run.train_ids, np.arange(8), 68, run.cls, run.sep)
+    hidden = torch.zeros(ids.shape, dtype=torch.bool)
+    hidden[:, 1:34] = True
+    constant = torch.full(ids.shape, 1.5)
+    monkeypatch.setattr(train.Pretraining, "entropies", lambda *_: constant)
+    reducible = run.entropies(ids, None, hidden)
+    noise = run.language.kind_of_place() == KINDS.index("noise")
+    assert (reducible[:, noise & hidden[0]] == 0).all(), "log 32 nats of noise are more than 1.5"
+    truth = tongue.true_entropy(ids, hidden)
+    assert torch.allclose(reducible, (constant - truth).clamp_min(0)) and (reducible > 1).any()
+
+
+def test_the_longer_random_run_has_the_operations_of_sample(tmp_path, monkeypatch):
+    made = {}
+
+    class NoTraining(language.Experiment):
+        def __init__(self, o, *_, **__):
+            made["steps"] = o.steps
+            self.log = [{"step": o.steps, "learnable": 0.5, **dict.fromkeys(KINDS, 0.5)}]
+            self.lowest_loss = lambda: 0.0
+
+    monkeypatch.setattr(language, "Experiment", NoTraining)
+    monkeypatch.setattr(train, "train", lambda run: None)
+    cost = {arm: language.make_run(arm, 0, options())["gflop"] for arm in ("random", "sample", LONGER)}
+    assert cost[LONGER] == pytest.approx(cost["sample"], rel=1e-3) and cost["random"] < cost["sample"]
+    # A pass for entropies costs about a third of a step, and 1,380 of 1,500 steps have one.
+    assert made["steps"] == pytest.approx(1500 + 1380 / 3, rel=0.01)
+
+
+def test_every_arm_runs_and_finished_runs_are_left_out(small, tmp_path, capsys, monkeypatch):
+    argv = ["--steps", "4", "--eval-every", "2", "--keys", "3", "--out", str(tmp_path)]
+    language.main([*argv, "--seeds", "0"])
+    first = capsys.readouterr().out
+    results = language.read_results(tmp_path / "language.csv")
+    assert [row["arm"] for row in results] == list(language.ARMS)
+    assert all(f"| {arm} " in first for arm in language.ARMS)
+    steps = [point.split(":")[0] for point in results[0]["curve"].split()]
+    assert steps == ["0", "2", "4"] and results[0]["below_1_nat"] == "never"
+
+    language.main([*argv, "--seeds", "0", "1", "--arms", "random"])
+    assert "seed 0" not in capsys.readouterr().out
+    assert len(language.read_results(tmp_path / "language.csv")) == len(results) + 1
+    svg = (tmp_path / "language-0-3-4.svg").read_text()
+    assert svg.count("<polyline") == len(language.ARMS)
+
+
+def test_without_results_there_is_nothing_to_show(tmp_path):
+    with pytest.raises(SystemExit, match="holds no results yet: name --seeds, or try --small"):
+        language.main(["--out", str(tmp_path)])
+
+
+# ---- tables ----
+
+
+@pytest.mark.parametrize(
+    "steps, text",
+    [
+        (["500", "700", "650"], "650 (500 to 700)"),
+        (["500", "never", "650"], "650 (500 to 650), 1 of 3 never"),
+        (["never", "never", "650"], "never (650 to 650), 2 of 3 never"),
+        (["never", "never"], "never"),
+    ],
+)
+def test_when_the_loss_falls_below_a_nat(steps, text):
+    assert language.when_below([{"below_1_nat": step} for step in steps]) == text
+
+
+def test_the_figure_shows_the_median_of_the_seeds():
+    ends = ("1.00", "3.00", "9.00")
+    rows = [
+        {"arm": "random", "curve": f"0:4.00 10:{end}", "seed": str(seed)} for seed, end in enumerate(ends)
+    ]
+    assert language.median_curves(rows) == {"random": ("blue", [0, 10], [4.0, 3.0])}
