@@ -29,11 +29,26 @@ CURVE = ["step", "seconds", "held_out_loss", "held_out_accuracy", "on_plateau", 
 CURVE += ["commonest_share", "remembered_share"]
 ARMS = {
     "random": "random",
-    "frequency": "frequency-matched to blank-high",
-    "blank-high": "self, blank, high",
-    "blank-sample": "self, blank, sample (default)",
-    "memory": "self, memory, sample",
-    "kd-random": "random, with distillation",
+    "blank-high": "self, high",
+    "blank-sample": "self, sample (default)",
+    "memory": "self, sample, from memory",
+    "by-teacher": "teacher's entropy, sample",
+    "by-reducible": "reducible entropy, sample",
+    "kd-random": "distillation, random",
+    "kd-teacher": "distillation, teacher's entropy",
+    "kd-reducible": "distillation, reducible entropy",
+    "frequency": "frequency-matched to high",
+    "blank-low": "self, low",
+    "blank-mid": "self, mid",
+    "blank-both": "self, both",
+    "kd-self": "distillation, self, sample",
+    "random-40": "random, 40%",
+    "blank-sample-40": "self, sample, 40%",
+}
+CODE = {  # Python source
+    "code-random": "random",
+    "code-sample": "self, sample (default)",
+    "code-high": "self, high",
 }
 FEW = {  # twelve epochs of half a million tokens, to explore --reading memory
     "few-random": "random",
@@ -55,22 +70,31 @@ COLLAPSE = {  # single runs
     "visible-high-0": "visible, high, 80-10-10",
     "visible-high-all-mask-0": "visible, high, all [MASK]",
 }
-COLOURS = {  # the same in every figure
+COLOURS = {  # an arm has the same in every figure
     "random": "blue",
-    "frequency": "orange",
     "blank-high": "red",
     "blank-sample": "green",
     "memory": "violet",
+    "by-teacher": "orange",
+    "by-reducible": "teal",
     "kd-random": "teal",
+    "kd-teacher": "pink",
+    "kd-reducible": "olive",
     "visible-high": "pink",
     "visible-high-all-mask": "orange",
 }
+
+UNTAUGHT = ("blank-high", "blank-sample", "memory", "by-teacher", "by-reducible")
+TAUGHT = ("kd-random", "kd-teacher", "kd-reducible")
 
 # ---- from the folders of runs to the small files ----
 
 
 def collect(runs: Path):
-    """Write runs.csv, curves.csv (of stopped runs too) and glue.csv from the folders in `runs`."""
+    """Write runs.csv, curves.csv (of stopped runs too) and glue.csv from the folders in `runs`.
+
+    What the files say of other runs stays.
+    """
     summary = []
     curves = []
     glue = []
@@ -87,8 +111,9 @@ def collect(runs: Path):
         glue += glue_scores(folder)
     FILES.mkdir(exist_ok=True)
     for name, rows in (("runs", summary), ("curves", curves), ("glue", glue)):
-        if rows:
-            write(name, rows)
+        new = {row["run"] for row in rows}
+        kept = [row for row in read(name) if row["run"] not in new]
+        write(name, sorted(rows + kept, key=lambda row: row["run"]))
 
 
 def summary_of(folder: Path, record: dict, log: list) -> dict:
@@ -103,6 +128,7 @@ def summary_of(folder: Path, record: dict, log: list) -> dict:
         "floor": f"{record['unigram_floor']:.4f}",
         "held_out_loss": f"{float(last['held_out_loss']):.4f}",
         "held_out_accuracy": f"{float(last['held_out_accuracy']):.4f}",
+        "blimp": blimp_score(folder),
         "left_plateau_step": left,
         "seconds": last["seconds"],
         "mflop_a_token": f"{operations / 1e6:.2f}",
@@ -124,11 +150,19 @@ def remembered_share(log: list, options: dict) -> str:
     return f"{total / steps_by_entropy:.3f}" if total else ""
 
 
+def blimp_score(folder: Path) -> str:
+    """Percent, as tests/lab/blimp.py left it beside the model; "" where it was not measured."""
+    path = folder / "blimp.json"
+    return f"{100 * json.loads(path.read_text())['mean']:.2f}" if path.exists() else ""
+
+
 def glue_scores(folder: Path) -> list:
     """Rows of glue.csv: every score in the glue.json files beside a run."""
     rows = []
-    for path in sorted(folder.parent.glob(f"{folder.name}-glue*/glue.json")):
+    for path in sorted(folder.parent.glob(f"{folder.name}-*/glue.json")):
         for start, tasks in json.loads(path.read_text())["results"].items():
+            if path.parent.name.endswith("-frozen"):
+                start = f"{start}, frozen"
             for task, seeds in tasks.items():
                 for seed, result in seeds.items():
                     for metric, score in result["scores"].items():
@@ -139,15 +173,20 @@ def glue_scores(folder: Path) -> list:
 
 
 def write(name: str, rows: list):
-    """Write a file in tests/lab/results; the rows share their columns."""
+    """Write a file in tests/lab/results; a column that a row lacks is empty."""
+    if not rows:
+        return
+    columns = max(rows, key=len)
     with open(FILES / f"{name}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
 
 
 def read(name: str) -> list:
-    """The rows of a file in tests/lab/results."""
+    """The rows of a file in tests/lab/results; none if there is no such file."""
+    if not (FILES / f"{name}.csv").exists():
+        return []
     with open(FILES / f"{name}.csv", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -233,38 +272,111 @@ def pretraining_table() -> str:
     return markdown(table)
 
 
-def glue_table() -> str:
-    """Fine-tuning scores in percent, a column per task; metrics and seeds are averaged within a run."""
-    scores = {}  # arm: {seed: {task: [scores]}}
+def blimp_scores() -> dict:
+    """{arm: {seed: percent}} of the runs that were measured."""
+    rows = [row for row in read("runs") if row.get("blimp")]
+    return {arm: by_seed(rows, "blimp") for arm, rows in by_arm(rows, ARMS).items()}
+
+
+def blimp_table() -> str:
+    """BLiMP, percent: a line per arm, against random masks."""
+    scores = blimp_scores()
+    table = [["masks", "seeds", "BLiMP", "against random", "p (Welch)", "p (paired)"]]
+    for arm, values in scores.items():
+        comparison = ["", "", ""]
+        if arm != "random":
+            comparison = against(scores["random"], values, 1)
+        table.append([ARMS[arm], str(len(values)), spread(list(values.values()), 1), *comparison])
+    return markdown(table)
+
+
+def task_scores() -> dict:
+    """{arm: {seed: {task: percent}}}, averaged over metrics and fine-tuning seeds.
+
+    Other starts are arms too: "from scratch" and, for example, "random, frozen".
+    """
+    scores = {}
     for row in read("glue"):
         arm = arm_of(row["run"])
         if arm not in ARMS:
             continue
         if row["start"] == "from scratch":
             arm = "from scratch"
+        elif row["start"].endswith("frozen"):
+            arm = f"{arm}, frozen"
         tasks = scores.setdefault(arm, {}).setdefault(seed_of(row["run"]), {})
         tasks.setdefault(row["task"], []).append(100 * float(row["score"]))
+    return {
+        arm: {seed: {task: np.mean(values) for task, values in tasks.items()} for seed, tasks in runs.items()}
+        for arm, runs in scores.items()
+    }
 
+
+def glue_averages(scores: dict) -> dict:
+    """{arm: {seed: percent}}: the mean of the tasks that all runs have."""
+    names = shared_tasks(scores)
+    return {
+        arm: {seed: np.mean([tasks[name] for name in names]) for seed, tasks in runs.items()}
+        for arm, runs in scores.items()
+    }
+
+
+def shared_tasks(scores: dict) -> list:
+    """The tasks that all runs have."""
     every_run = [set(tasks) for arm in scores.values() for tasks in arm.values()]
-    names = sorted(set.intersection(*every_run))
-    averages = {}
-    for arm, runs in scores.items():
-        averages[arm] = {
-            seed: np.mean([np.mean(tasks[name]) for name in names]) for seed, tasks in runs.items()
-        }
+    return sorted(set.intersection(*every_run))
 
+
+def glue_table() -> str:
+    """Fine-tuning scores in percent, a column per task; frozen encoders are compared with frozen ones."""
+    scores = task_scores()
+    names = shared_tasks(scores)
+    averages = glue_averages(scores)
     table = [["start", "runs", *names, "average", "against random", "p (Welch)", "p (paired)"]]
-    for arm in ("from scratch", *ARMS):
-        if arm not in scores:
-            continue
+    order = ["from scratch", *ARMS, *(f"{arm}, frozen" for arm in ARMS)]
+    for arm in [arm for arm in order if arm in scores]:
         runs = scores[arm].values()
-        cells = [ARMS.get(arm, arm), str(len(runs))]
-        cells += [spread([np.mean(tasks[name]) for tasks in runs], 1) for name in names]
+        base = "random, frozen" if arm.endswith(", frozen") else "random"
+        title = ARMS.get(arm.removesuffix(", frozen"), arm) + (", frozen" if arm.endswith(", frozen") else "")
+        cells = [title, str(len(runs))]
+        cells += [spread([tasks[name] for tasks in runs], 1) for name in names]
         cells.append(spread(list(averages[arm].values()), 1))
         comparison = ["", "", ""]
-        if arm != "random":
-            comparison = against(averages["random"], averages[arm], 1)
+        if arm != base:
+            comparison = against(averages[base], averages[arm], 1)
         table.append([*cells, *comparison])
+    return markdown(table)
+
+
+def distillation_table() -> str:
+    """What the masks add to distillation: three yardsticks, against distillation with random masks."""
+    runs = by_arm(read("runs"), ARMS)
+    yardsticks = {
+        "held-out loss": ({arm: by_seed(rows, "held_out_loss") for arm, rows in runs.items()}, 3),
+        "BLiMP": (blimp_scores(), 1),
+        "GLUE": (glue_averages(task_scores()), 1),
+    }
+    head = ["distillation with", "yardstick", "random masks", "these masks", "difference"]
+    table = [[*head, "p (Welch)", "p (paired)"]]
+    for arm in ("kd-self", "kd-teacher", "kd-reducible"):
+        for name, (values, digits) in yardsticks.items():
+            if arm in values and "kd-random" in values:
+                both = [spread(list(values[one].values()), digits) for one in ("kd-random", arm)]
+                comparison = against(values["kd-random"], values[arm], digits)
+                table.append([ARMS[arm].removeprefix("distillation, "), name, *both, *comparison])
+    return markdown(table)
+
+
+def code_table() -> str:
+    """Python source: held-out loss against random masks."""
+    table = [["masks", "seeds", "held-out loss", "against random", "p (Welch)", "p (paired)"]]
+    arms = by_arm(read("runs"), CODE)
+    loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
+    for arm, values in loss.items():
+        comparison = ["", "", ""]
+        if arm != "code-random":
+            comparison = against(loss["code-random"], values, 3)
+        table.append([CODE[arm], str(len(values)), spread(list(values.values()), 3), *comparison])
     return markdown(table)
 
 
@@ -366,20 +478,20 @@ def collapse_lines(column: str) -> dict:
     return lines
 
 
-def loss_lines() -> dict:
-    """Mean held-out loss of each arm of the main series."""
+def loss_lines(arms: tuple) -> dict:
+    """Mean held-out loss of these arms of the main series, as far as they were run."""
     lines = {}
     for arm, rows in main_curves().items():
-        steps, losses = mean_curve([row for row in rows if int(row["step"]) > 0])
-        lines[ARMS[arm]] = (COLOURS[arm], steps, losses)
+        if arm in arms:
+            steps, losses = mean_curve([row for row in rows if int(row["step"]) > 0])
+            lines[ARMS[arm]] = (COLOURS[arm], steps, losses)
     return lines
 
 
 def difference_lines() -> dict:
     """Mean held-out loss less that of random masks; without distillation, which is far off."""
-    losses = loss_lines()
+    losses = loss_lines(("random", *UNTAUGHT))
     _, _, base = losses.pop(ARMS["random"])
-    losses.pop(ARMS["kd-random"], None)
     return {name: (colour, steps, list(np.subtract(y, base))) for name, (colour, steps, y) in losses.items()}
 
 
@@ -387,10 +499,11 @@ def figures() -> dict:
     """{name of the file: SVG}."""
     nats = "nats per token"
     later = "step (entropies choose the masks from step 1,200 on)"
+    shown = ("random", "blank-high", "blank-sample", "memory", *TAUGHT)
     difference = "Held-out loss less that of random masks, mean of three seeds (below 0 is better)"
     ids = "Distinct token ids that a step masks, one seed"
     return {
-        "arms-loss.svg": line_chart("Held-out loss, mean of three seeds", loss_lines(), "step", nats),
+        "arms-loss.svg": line_chart("Held-out loss, mean of three seeds", loss_lines(shown), "step", nats),
         "arms-difference.svg": line_chart(difference, difference_lines(), later, nats, zero=True),
         "collapse-loss.svg": line_chart(
             "Held-out loss, one seed", collapse_lines("held_out_loss"), later, nats
@@ -412,8 +525,9 @@ def main():
     for name, svg in figures().items():
         (FILES / name).write_text(svg, encoding="utf-8")
         print(f"written to {FILES / name}", file=sys.stderr)
-    tables = [pretraining_table(), glue_table(), curve_table(), memory_table(), clock_table()]
-    text = "\n\n".join(tables)
+    tables = [pretraining_table(), distillation_table(), blimp_table(), glue_table(), curve_table()]
+    tables += [code_table(), memory_table(), clock_table()]
+    text = "\n\n".join(table for table in tables if table.count("\n") > 1)  # some are not run yet
     print(text)
     comparisons = len(re.findall(r"[+-]\d+\.\d+ \(", text))
     print(

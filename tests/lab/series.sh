@@ -117,6 +117,11 @@ main() {
 }
 
 more() {
+    {
+        echo "pretrain again-random-3 train.py $MAIN --masking random --seed 3"
+        echo "pretrain again-memory-3 tests/lab/memory_variants.py $MAIN --seed 3"
+        echo "pretrain early train.py $MAIN --steps 500 --masking random"
+    } | two_at_once
     for seed in 0 1 2; do
         echo "pretrain frequency-$seed tests/lab/frequency.py imitate --like $RUNS/blank-high-$seed $MAIN --seed $seed"
         echo "pretrain blank-low-$seed train.py $MAIN --select low --seed $seed"
@@ -133,7 +138,6 @@ more() {
         done
     done | two_at_once
 
-    echo "pretrain early train.py $MAIN --steps 500 --masking random" | two_at_once
     models="$RUNS/early $RUNS/random-0 $RUNS/blank-high-0"
     $PYTHON tests/lab/what_is_masked.py --models $models --corpus "$CORPUS/enwiki-03.txt.xz" ${SHORT:+--rows 50}
 }
@@ -161,11 +165,12 @@ code() {
 }
 
 language() {
-    program="$PYTHON tests/lab/language.py --out $RUNS/language"
     for seed in 0 1 2 3 4 5 6 7; do
-        echo "once language-0-$seed $program --seeds $seed --noise 0 --steps ${SHORT:-1500}"
-        echo "once language-4-$seed $program --seeds $seed --noise 4 --steps ${SHORT:-2000}"
+        program="$PYTHON tests/lab/language.py --out $RUNS/results --seeds $seed"
+        echo "once language-0-$seed $program --noise 0 --steps ${SHORT:-1500}"
+        echo "once language-4-$seed $program --noise 4 --steps ${SHORT:-2000}"
     done | two_at_once
+    if [ -z "$SHORT" ]; then cp "$RUNS"/results/language* tests/lab/results/; fi
 }
 
 collapse() {

@@ -12,14 +12,16 @@ from model import BertConfig, BertForMaskedLM
 
 LAB = PROJECT / "tests/lab"
 TABLES = [experiment.pretraining_table, experiment.glue_table, experiment.curve_table]
-TABLES += [experiment.memory_table, experiment.clock_table]
+TABLES += [experiment.memory_table, experiment.clock_table, experiment.distillation_table]
+TABLES += [experiment.blimp_table, experiment.code_table]
 PROGRAMS = ("train.py", "distill.py", "memory_variants.py", "frequency.py")
 
 
 @pytest.mark.parametrize("table", TABLES)
 def test_the_tables_in_the_report_are_those_of_the_raw_results(table):
     report = (LAB / "README.md").read_text(encoding="utf-8")
-    for line in table().splitlines():
+    head, _, *lines = table().splitlines()
+    for line in [head, *lines] if lines else []:  # an empty table is not shown
         assert line in report, f"the report lacks this line of `python tests/lab/experiment.py`:\n{line}"
 
 
@@ -100,10 +102,37 @@ def test_glue_scores_are_averaged_over_metrics_then_tasks(tmp_path, monkeypatch)
                     facts = {"run": f"random-{n}", "start": start.replace("random", "pretrained")}
                     rows.append({**facts, "task": task, "metric": i, "seed": 0, "score": value})
     write(tmp_path, "glue", rows)
-    head, _, scratch, random = map(cells, experiment.glue_table().splitlines())
+    rows += [row | {"start": "pretrained, frozen"} for row in rows if row["start"] == "pretrained"]
+    write(tmp_path, "glue", rows)
+    head, _, scratch, random, frozen = map(cells, experiment.glue_table().splitlines())
     # MRPC: the mean of two metrics, 60 and 70; QNLI 50 and 60; the average of tasks 55 and 65
     assert random[2:5] == ["65.0 (7.1)", "55.0 (7.1)", "60.0 (7.1)"]
     assert scratch[3] == "45.0 (7.1)" and scratch[5] == "-10.0 (0.0)"
+    assert frozen[0] == "random, frozen" and frozen[2:5] == random[2:5]
+    assert frozen[5] == "", "frozen encoders are compared with the frozen one of random masks, which it is"
+
+
+def test_distilled_arms_are_compared_with_distillation_with_random_masks(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "FILES", tmp_path)
+    losses = {"random": (5.0, 5.0), "kd-random": (4.0, 4.1), "kd-teacher": (3.9, 3.8)}
+    runs = [(arm, seed, loss) for arm, values in losses.items() for seed, loss in enumerate(values)]
+    write(
+        tmp_path,
+        "runs",
+        [{"run": f"{arm}-{n}", "held_out_loss": loss, "blimp": 10 * loss} for arm, n, loss in runs],
+    )
+    monkeypatch.setattr(experiment, "glue_averages", lambda scores: {})
+    _, _, loss, blimp = map(cells, experiment.distillation_table().splitlines())
+    assert loss[:5] == [
+        "teacher's entropy",
+        "held-out loss",
+        "4.050 (0.071)",
+        "3.850 (0.071)",
+        "-0.200 (0.141)",
+    ]
+    assert blimp[1:5] == ["BLiMP", "40.5 (0.7)", "38.5 (0.7)", "-2.0 (1.4)"]
+    _, _, random, *_ = map(cells, experiment.blimp_table().splitlines())
+    assert random[:4] == ["random", "2", "50.0 (0.0)", ""]
 
 
 LOG = """\
@@ -126,24 +155,35 @@ def finished_run(folder, log: str, steps: int):
 
 def test_finished_and_stopped_runs_are_collected(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "FILES", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    write(
+        tmp_path / "results", "runs", [{"run": "random-0", "floor": 7.0}, {"run": "memory-0", "floor": 8.0}]
+    )
     finished_run(tmp_path / "memory-0", LOG, 20)
     finished_run(tmp_path / "memory-1", LOG, 40)
     result = {"scores": {"accuracy": 0.75, "f1_score": 0.5}, "train_rows": 300}
     glue = {"results": {"pretrained": {"MRPC": {"0": result}}}}
     (tmp_path / "memory-0-glue").mkdir()
     (tmp_path / "memory-0-glue/glue.json").write_text(json.dumps(glue))
+    (tmp_path / "memory-0-frozen").mkdir()
+    (tmp_path / "memory-0-frozen/glue.json").write_text(json.dumps(glue))
+    (tmp_path / "memory-0/blimp.json").write_text(json.dumps({"mean": 0.61234}))
 
     experiment.collect(tmp_path)
     assert "memory-1 was stopped at step 20" in capsys.readouterr().out
-    (row,) = experiment.read("runs")
-    assert row["run"] == "memory-0" and row["left_plateau_step"] == "20"
+    row, other = experiment.read("runs")
+    assert other["run"] == "random-0" and other["floor"] == "7.0", "what is known of other runs stays"
+    assert row["run"] == "memory-0" and row["floor"] == "7.0000", "what was known of this run is replaced"
+    assert row["blimp"] == "61.23" and row["left_plateau_step"] == "20"
     assert row["held_out_loss"] == "6.2000" and row["commit"] == "0123456"
     assert row["remembered_share"] == "0.500", "10 steps at random, then half of the masks for 10 steps"
     curves = experiment.read("curves")
     assert [row["step"] for row in curves if row["run"] == "memory-1"] == ["0", "10", "20"]
     assert curves[0]["held_out_loss"] == "7.1" and curves[0]["distinct_ids"] == "", "nothing was masked yet"
-    scores = [(row["task"], row["metric"], row["score"]) for row in experiment.read("glue")]
-    assert scores == [("MRPC", "accuracy", "0.7500"), ("MRPC", "f1_score", "0.5000")]
+    scores = [(row["start"], row["metric"], row["score"]) for row in experiment.read("glue")]
+    frozen, plain = scores[:2], scores[2:]
+    assert plain == [("pretrained", "accuracy", "0.7500"), ("pretrained", "f1_score", "0.5000")]
+    assert [start for start, _, _ in frozen] == 2 * ["pretrained, frozen"]
 
 
 def test_curves_that_begin_at_step_0_give_tables_and_figures(tmp_path, monkeypatch):
@@ -163,7 +203,7 @@ def test_curves_that_begin_at_step_0_give_tables_and_figures(tmp_path, monkeypat
     assert table[2][1:] == ["steps", "6.000", "3.000"]
     # blank costs a ninth more on average: after 1,200 free steps, each of the others costs 1 + 1 / 9 / .7
     late = 1200 + 2800 / (1 + 1 / 9 / 0.7)
-    assert table[4] == ["self, blank, high", "operations", "6.000", f"{7 - late / 1000:.3f}"]
+    assert table[4] == ["self, high", "operations", "6.000", f"{7 - late / 1000:.3f}"]
     for name, svg in experiment.figures().items():
         assert len(re.findall("<polyline", svg)) == {"arms-loss.svg": 2, "arms-difference.svg": 1}.get(
             name, 4

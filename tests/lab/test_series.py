@@ -76,6 +76,7 @@ def meaning(command: str) -> set:
         options["--masking"] = "frequency"
     if options.get("--seed") == "0":
         options.pop("--seed")  # the default
+    options.pop("--dtype", "")  # some runs were made before it was fixed; see Protocol in the report
     if "memory_variants.py" in command:
         options["--reading"] = "memory"
     return set(options.items())
