@@ -165,12 +165,12 @@ code() {
 }
 
 language() {
+    results=${SHORT:+$RUNS/results}
     for seed in 0 1 2 3 4 5 6 7; do
-        program="$PYTHON tests/lab/language.py --out $RUNS/results --seeds $seed"
+        program="$PYTHON tests/lab/language.py --out ${results:-tests/lab/results} --seeds $seed"
         echo "once language-0-$seed $program --noise 0 --steps ${SHORT:-1500}"
         echo "once language-4-$seed $program --noise 4 --steps ${SHORT:-2000}"
     done | two_at_once
-    if [ -z "$SHORT" ]; then cp "$RUNS"/results/language* tests/lab/results/; fi
 }
 
 collapse() {
