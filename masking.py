@@ -125,9 +125,6 @@ def visible_entropy(model, input_ids, attention_mask=None, **inputs) -> torch.Te
     return entropy_at(model, places, input_ids, attention_mask=attention_mask, **inputs)
 
 
-sequence_entropy = visible_entropy  # its old name
-
-
 def blank_entropy(model, input_ids, candidates, mask_token_id, width=None, attention_mask=None, **inputs):
     """The `blank` reading: hide the candidates; how unsure is the model of each? [B, T] -> [B, T], nats.
 
@@ -312,27 +309,16 @@ def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
     if word_start is None:
         first = torch.arange(order.shape[1], device=order.device) < k[:, None]
         return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
-    fitting = _first_that_fit(size.gather(-1, order), eligible.gather(-1, order), k)
-    taken = torch.zeros_like(eligible).scatter(-1, order, fitting)
+
+    # Whole words: in this order, take each that still fits into what is left of k.
+    size = size.gather(-1, order)
+    fits = eligible.gather(-1, order)
+    left = k.clone()
+    for i in range(order.shape[1]):
+        fits[:, i] &= size[:, i] <= left
+        left -= size[:, i] * fits[:, i]
+    taken = torch.zeros_like(eligible).scatter(-1, order, fits)
     return _word_sum(taken.long(), word) > 0
-
-
-def _first_that_fit(size, waiting, k):
-    """Go through words of `size` [B, T] in order and take each that fits into what is left of k [B].
-
-    One round takes all up to the first that does not fit: that one, and whatever is longer than what is left,
-    never will. What is left shrinks, so the words passed over in r rounds have at least 2, 3, ..., r pieces:
-    a row of T pieces needs fewer than sqrt(2 T) rounds.
-    """
-    taken = torch.zeros_like(waiting)
-    left = k[:, None]
-    for _ in range(math.isqrt(2 * size.shape[1])):
-        waiting = waiting & (size <= left)
-        fits = waiting & ((size * waiting).cumsum(-1) <= left)
-        taken = taken | fits
-        waiting = waiting & ~fits
-        left = left - (size * fits).sum(-1, keepdim=True)
-    return taken
 
 
 def _split_long_words(word_start, eligible, k):
@@ -402,20 +388,15 @@ def mask_batch(
 
     model: any masked LM (see `visible_entropy`). batch: input_ids [B, T] and what else the model takes; where
     a collator has masked it already, its labels undo that. tokenizer: of transformers or tokenizers.
-    eligible: bool [B, T], the only positions to mask; never padding or special tokens. word_start: bool
-    [B, T], as in select_positions.
+    eligible, word_start: bool [B, T], see select_positions; padding and special tokens are never masked.
     Returns the batch with new input_ids and labels [B, T]. Raises ValueError where one of these does not fit.
     """
     batch = {name: value for name, value in batch.items() if name != "special_tokens_mask"}
-    if "input_ids" not in batch:
-        raise ValueError(f"the batch has no input_ids, only {', '.join(batch)}")
     mask_token_id, vocab_size, special = vocabulary_of(tokenizer)
     if mask_token_id is None:
         raise ValueError("the tokenizer has no mask token: masked language modeling needs one")
     input_ids = batch.pop("input_ids")
-    labels = batch.pop("labels", None)
-    if labels is None:
-        labels = torch.full_like(input_ids, IGNORE)
+    labels = batch.pop("labels", torch.full_like(input_ids, IGNORE))
     if labels.shape != input_ids.shape:
         raise ValueError(f"labels {tuple(labels.shape)} are not those of a masked LM: leave them out")
     input_ids = torch.where(labels == IGNORE, input_ids, labels)
@@ -449,8 +430,6 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
     encoding = tokenizer.encode(text)
     ids = torch.tensor([encoding.ids])
     eligible = eligible_positions(ids, [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")])
-    if not eligible.any():
-        raise ValueError("the text holds no token to mask")
     if reading == "visible":
         entropy = visible_entropy(model, ids)
     else:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import masking
-from masking import EntropyMemory, blank_entropy, sequence_entropy, visible_entropy
+from masking import EntropyMemory, blank_entropy, visible_entropy
 from model import BertConfig, BertForMaskedLM, init_normal
 
 
@@ -35,10 +35,6 @@ def test_visible_reading_is_the_entropy_of_the_models_output(model):
     expected = by_definition(model.eval()(ids, mask))
     assert expected.std() > 0.1, "predictions that are all alike would test nothing"
     assert torch.allclose(got.double(), expected, atol=1e-4)
-
-
-def test_the_visible_reading_keeps_its_old_name():
-    assert sequence_entropy is visible_entropy
 
 
 def test_blank_reading_hides_all_candidates_at_once(model):

@@ -174,22 +174,6 @@ def test_whole_words_are_what_a_loop_over_the_words_takes(rule):
     assert passed_over > 50 and split > 5, "the trials must hold words that no longer fit, and too long ones"
 
 
-@pytest.mark.parametrize("k", [2, 5, 12])
-def test_words_that_alternate_between_fitting_and_not_are_all_looked_at(k):
-    sizes = [1]
-    for longer in range(k, 1, -1):
-        sizes += [longer, 1]  # after r single pieces, k - r places are left: a word of k - r + 1 never fits
-    starts = [[j == 0 for j in range(size)] for size in sizes]
-    start = torch.tensor([sum(starts, [])])
-    length = start.shape[1]
-    entropy = torch.arange(length, 0, -1.0)[None]
-    selected = select_positions("high", torch.ones_like(start), k / length, entropy, word_start=start)
-    singles = [j for j, word in enumerate(sizes) if word == 1]
-    expected = sorted(sum(sizes[:j]) for j in singles)
-    assert len(expected) == k, "this test's own arithmetic"
-    assert selected[0].nonzero()[:, 0].tolist() == expected
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_candidates_come_first_and_then_whatever_word_fits(rule):
     for trial in range(50):
