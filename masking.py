@@ -447,7 +447,7 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
 
 def picture(tokens, entropies, picks, style: str) -> str:
     """A line per token: its entropy in nats and as a bar, and a square under each rule that hides it."""
-    highest = max(1e-9, *entropies)
+    highest = max([1e-9, *entropies])
     decimals = 1 if highest >= 1 else 2  # a confident model needs the second one
     lines = [f"{'token':<16}  nats {'':8} {' '.join(picks)}"]
     for i, token in enumerate(tokens):

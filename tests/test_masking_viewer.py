@@ -97,6 +97,11 @@ def test_pieces_that_the_vocabulary_lacks_are_said(folder, capsys):
     assert "WARNING" not in capsys.readouterr().out, "nothing is missing here"
 
 
+def test_an_empty_text_gives_an_empty_table(folder, capsys):
+    main(["--model", str(folder), "--text", ""])
+    assert capsys.readouterr().out.splitlines()[1].startswith("token "), "nothing below the heading"
+
+
 @pytest.mark.parametrize(
     "options, sentence", [(["--model", "nowhere"], "nowhere"), (["--mask-ratio", "2"], "mask ratio 2")]
 )
