@@ -222,9 +222,9 @@ def curve_of(row: dict) -> tuple[list, list]:
 
 
 def table(results: list) -> str:
-    """A line a program: held-out loss at some seconds (between evaluations on straight lines), and at the end.
+    """A line a program: held-out loss on the way and at the end, means (standard deviations) over the seeds.
 
-    Means (standard deviations) over the seeds.
+    Between two evaluations on a straight line.
     """
     limit = float(results[0]["seconds"])
     moments = [limit / 8, limit / 4, limit / 2]
