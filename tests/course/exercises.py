@@ -112,7 +112,10 @@ EXERCISES = (
         "a TypeError), and positions outside the pool must not take a rank. For `rule_sample` use -log of "
         "an exponential draw, made with `generator`.",
         'Which words of "The cat sat on the mat, for it was tired." will a trained model be least sure of, '
-        "and which would `low` hide? Train with `python train.py`, then let `python masking.py` show it.",
+        "and which would `low` hide? Train with `python train.py`, then let `python masking.py` show it. "
+        "Then the question of this project: in a made-up language eight of eleven tokens are easy to guess, "
+        "and one follows from two others by a table that must be learned. Who learns the table sooner, "
+        "a model with random masks or one with `sample`? `python tests/lab/language.py --small` tells.",
     ),
     Exercise(
         7,

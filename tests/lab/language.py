@@ -335,14 +335,16 @@ def main(argv=None):
     add("--keys", type=int, default=8, help="values of a key: the table has as many squared")
     add("--steps", type=int, default=1500, help="updates of the weights")
     add("--eval-every", type=int, default=50, help="steps between evaluations")
-    add("--out", type=Path, default=RESULTS, help="folder of language.csv and the figures")
+    add("--results", type=Path, default=RESULTS, help="folder of language.csv and the figures")
     add("--small", action="store_true", help="random and sample, seed 0, a table of 36, 800 steps, into runs")
     o = parser.parse_args(argv)
     if o.small:
-        parser.set_defaults(seeds=[0], arms=[RANDOM, "sample"], keys=6, steps=800, out=Path("runs/language"))
+        parser.set_defaults(
+            seeds=[0], arms=[RANDOM, "sample"], keys=6, steps=800, results=Path("runs/language")
+        )
         o = parser.parse_args(argv)
     train.keep_freed_ram()
-    path = o.out / "language.csv"
+    path = o.results / "language.csv"
     try:
         for seed in o.seeds:
             for arm in o.arms:
@@ -353,7 +355,7 @@ def main(argv=None):
         results = read_results(path)
         if not results:
             raise ValueError(f"{path} holds no results yet: name --seeds, or try --small")
-        show(results, o.out)
+        show(results, o.results)
     except Exception as error:
         sys.exit(f"language.py: {bert.explain(error)}")
 

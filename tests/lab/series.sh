@@ -6,6 +6,7 @@
 #     bash tests/lab/series.sh more               other rules, 40% masks, frozen encoders, what gets masked
 #     bash tests/lab/series.sh language           a made-up language: when entropy helps (about 5 hours of one core)
 #     bash tests/lab/series.sh code               Python source, a text with many easy tokens
+#     bash tests/lab/series.sh quality            the same seconds for train.py and transformers: leave it alone
 #     bash tests/lab/series.sh collapse           masks that collapse, up to step 2,000
 #     bash tests/lab/series.sh few                variants of --reading memory
 #     bash tests/lab/series.sh plateau            starts and learning rates that leave the unigram plateau, or not
@@ -26,6 +27,8 @@ export BLIMP=${BLIMP:-data/blimp}
 export SHORT=${SHORT:-}
 export RUNS=${RUNS:-runs${SHORT:+-short}}
 export OMP_NUM_THREADS=1
+RESULTS=tests/lab/results
+if [ -n "$SHORT" ]; then RESULTS=$RUNS/results; fi
 AT_ONCE=${AT_ONCE:-2}
 
 ONE="--corpus $CORPUS/enwiki-00.txt.xz"
@@ -165,12 +168,16 @@ code() {
 }
 
 language() {
-    results=${SHORT:+$RUNS/results}
     for seed in 0 1 2 3 4 5 6 7; do
-        program="$PYTHON tests/lab/language.py --out ${results:-tests/lab/results} --seeds $seed"
+        program="$PYTHON tests/lab/language.py --results $RESULTS --seeds $seed"
         echo "once language-0-$seed $program --noise 0 --steps ${SHORT:-1500}"
         echo "once language-4-$seed $program --noise 4 --steps ${SHORT:-2000}"
     done | two_at_once
+}
+
+quality() {
+    OMP_NUM_THREADS=$(nproc) once time-to-quality $PYTHON tests/lab/time_to_quality.py --keep-freed-ram \
+        --seeds 0 1 2 --seconds "${SHORT:-120}" --results "$RESULTS"
 }
 
 collapse() {
@@ -230,7 +237,7 @@ glue() {
     echo "judge enwiki-tiny-glue enwiki-tiny '0 1 2' --from-scratch" | two_at_once
 }
 
-PARTS="main more language code collapse few plateau distillation glue"
+PARTS="main more language code quality collapse few plateau distillation glue"
 mkdir -p "$RUNS"
 for part in ${*:-$PARTS}; do
     if ! declare -F "$part" > /dev/null; then
@@ -241,8 +248,4 @@ for part in ${*:-$PARTS}; do
     $part
 done
 
-if [ -n "$SHORT" ]; then
-    $PYTHON tests/lab/experiment.py --collect "$RUNS" --results "$RUNS/results"
-else
-    $PYTHON tests/lab/experiment.py --collect "$RUNS"
-fi
+$PYTHON tests/lab/experiment.py --collect "$RUNS" --results "$RESULTS"

@@ -142,7 +142,7 @@ def test_the_longer_random_run_has_the_operations_of_sample(tmp_path, monkeypatc
 
 
 def test_every_arm_runs_and_finished_runs_are_left_out(small, tmp_path, capsys, monkeypatch):
-    argv = ["--steps", "4", "--eval-every", "2", "--keys", "3", "--out", str(tmp_path)]
+    argv = ["--steps", "4", "--eval-every", "2", "--keys", "3", "--results", str(tmp_path)]
     language.main([*argv, "--seeds", "0"])
     first = capsys.readouterr().out
     results = language.read_results(tmp_path / "language.csv")
@@ -160,7 +160,7 @@ def test_every_arm_runs_and_finished_runs_are_left_out(small, tmp_path, capsys, 
 
 def test_without_results_there_is_nothing_to_show(tmp_path):
     with pytest.raises(SystemExit, match="holds no results yet: name --seeds, or try --small"):
-        language.main(["--out", str(tmp_path)])
+        language.main(["--results", str(tmp_path)])
 
 
 # ---- tables ----

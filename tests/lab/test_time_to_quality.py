@@ -184,7 +184,7 @@ def program(corpus, cache, tmp_path):
     """program("--seeds", "1") runs it on the small corpus, half a second a run."""
 
     def run_program(*options):
-        given = f"--corpus {corpus} --cache {cache} --device cpu --out {tmp_path} --seconds 0.5 --lr 1e-3"
+        given = f"--corpus {corpus} --cache {cache} --device cpu --results {tmp_path} --seconds 0.5 --lr 1e-3"
         lab.main([*given.split(), *options])
 
     return run_program
@@ -247,7 +247,7 @@ def test_a_series_continues_and_leaves_finished_rows_alone(program, tmp_path, mo
 def test_without_transformers_one_sentence_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(lab.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install transformers"):
-        lab.main(["--out", str(tmp_path)])
+        lab.main(["--results", str(tmp_path)])
 
 
 def test_the_table_and_the_mean_line_by_hand():

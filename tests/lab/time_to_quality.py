@@ -190,7 +190,7 @@ def make_missing_runs(o, path: Path):
     for seed, (program, lr) in itertools.product(o.seeds, programs):
         finished = read_results(path)
         if any(row["text"] != here["text"] or row["hardware"] != hardware for row in finished):
-            raise ValueError(f"{path} is of another text or machine than {hardware}: choose another --out")
+            raise ValueError(f"{path} is of another text or machine than {hardware}: choose other --results")
         key = [program, f"{lr:g}", str(seed), f"{o.seconds:g}"]
         if key in ([row[name] for name in ("program", "lr", "seed", "seconds")] for row in finished):
             continue
@@ -270,9 +270,9 @@ def main(argv=None):
     add("--corpus", nargs="+", default=[], help=".txt, .gz or .xz files; none: documentation on this machine")
     add("--cache", default=".cache", help="folder for tokenised text")
     add("--device", default="auto", help="cpu, cuda; auto: cuda if there is one")
-    add("--out", type=Path, default=RESULTS, help="folder of time-to-quality.csv and .svg")
+    add("--results", type=Path, default=RESULTS, help="folder of time-to-quality.csv and .svg")
     o = parser.parse_args(argv)
-    path = o.out / "time-to-quality.csv"
+    path = o.results / "time-to-quality.csv"
     try:
         if min(o.seconds, o.eval_every, *o.lr) <= 0:
             raise ValueError("--seconds, --eval-every and --lr are above 0")
