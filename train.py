@@ -490,7 +490,7 @@ class Pretraining:
 
     def read_model(self, folder, **changes) -> bert.BertForMaskedLM:
         """The model of a folder. Raises ValueError if its tokenizer is another, or its rows are too short."""
-        if not bert.same_tokenizer(bert.load_tokenizer(folder), self.tokenizer):
+        if bert.load_tokenizer(folder).to_str() != self.tokenizer.to_str():
             raise ValueError(f"{folder} splits text into other pieces than this run; try --vocab {folder}")
         model = bert.BertForMaskedLM.from_pretrained(folder, vocab_size=len(self.vocab), **changes)
         longest = model.config.max_position_embeddings
@@ -757,7 +757,7 @@ def describe(run: Pretraining):
     print(f"""\
 model   {o.from_ or o.size}: {size:,} parameters; {hardware}, {str(run.dtype)[6:]}
 text    {len(run.train_ids):,} tokens, {len(run.held_out_ids):,} held out, {run.unknown:.1%} [UNK]
-words   {len(run.vocab):,} pieces; {bert.describe_tokenizer(run.tokenizer)}
+words   {len(run.vocab):,} pieces; "Café" is read as "{run.tokenizer.normalizer.normalize_str("Café")}"
 steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}
 masks   {masks}
 floor   {run.floor:.3f} nats per token: the held-out loss of a model that knows only word frequencies""")

@@ -98,7 +98,7 @@ def test_entropies_in_slices_equal_those_in_one_piece(model, monkeypatch):
 @pytest.mark.parametrize("reading", ["visible", "blank"])
 def test_logits_exist_of_few_tokens_at_once(model, reading):
     sizes = []
-    head = model.get_output_embeddings()
+    head = model.cls["predictions"].decoder
     head.register_forward_hook(lambda layer, args, logits: sizes.append(logits.shape[:-1].numel()))
     ids = torch.randint(5, 50, (60, 64))
     if reading == "visible":

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
-from model import SPECIAL_TOKENS, describe_tokenizer, load_tokenizer, same_tokenizer, save_tokenizer
+from model import SPECIAL_TOKENS, load_tokenizer, save_tokenizer
 
 WORDS = "the The cat ##s ##S é e É ##é ##e ##É cafe café Café i ı İ ##i ##̇ ß ss ẞ ! , . - don ' t".split()
 WORDS += "中 文 中文 ##文 😀 ##😀 [ ] mask MASK a ##a ##b A 3 ##3 ３ ﬁ fi 한국 हि ##न ##् x new".split()
@@ -128,10 +128,10 @@ def test_older_folders_are_read_or_refused(kind, tmp_path):
     if kind == "with added words":
         check(folder, tmp_path)
     else:
-        with pytest.raises(ValueError, match=r"added_tokens is \['newword', '\[E1\]'\], which is not in"):
+        with pytest.raises(ValueError, match=r"vocab.txt lacks newword \[E1\]"):
             load_tokenizer(folder)
     settings = ADDED["named twice"]
-    files = {"added_tokens": {"x": NEW}, "special_tokens_map": {"mask_token": {"content": "[MASK]"}}}
+    files = {"added_tokens": {"[E1]": NEW}, "special_tokens_map": {"mask_token": {"content": "[MASK]"}}}
     folder = make(tmp_path / "both", FOLDERS[kind], **files, tokenizer_config=settings)
     check(folder, tmp_path)
 
@@ -148,14 +148,6 @@ def test_padding_and_truncation_of_a_file_do_not_count(tmp_path):
     [
         ("PreTrainedTokenizerFast", {"tokenizer_class": "PreTrainedTokenizerFast"}),
         ("BertJapaneseTokenizer", {"tokenizer_class": "BertJapaneseTokenizer"}),
-        ("mask_token is '<mask>'", {"mask_token": "<mask>"}),
-        ("mask_token is None", {"mask_token": None}),
-        ("mask_token is {", {"mask_token": {"content": "[MASK]", "normalized": True}}),
-        ("cls_token is '<s>'", {"added_tokens_decoder": {}, "cls_token": "<s>"}),
-        ("bos_token is '<s>'", {"bos_token": "<s>"}),
-        ("additional_special_tokens is .*E1", {"additional_special_tokens": ["[E1]"]}),
-        ("extra_special_tokens is", {"extra_special_tokens": {"entity": "[E1]"}}),
-        ("split_special_tokens is True", {"split_special_tokens": True}),
         ("'str' object", {"do_lower_case": "false"}),
     ],
 )
@@ -178,8 +170,8 @@ def test_a_tokenizer_of_another_kind_is_refused_by_name(tmp_path):
         ("blank, repeated", "\n".join([*WORDS, "the"])),
         ("blank, repeated", "\n".join([*WORDS[:9], "", *WORDS[9:]])),
         ("blank, repeated", "\n".join(WORDS) + "\n\n"),
-        (r"lacks one of \[PAD\] .*\[MASK\]", "\n".join(word for word in WORDS if word != "[MASK]")),
-        (r"lacks one of", "\ufeff" + "\n".join(WORDS)),
+        (r"lacks \[MASK\]: is it the vocab", "\n".join(word for word in WORDS if word != "[MASK]")),
+        (r"lacks \[PAD\]: is it the vocab", "\ufeff" + "\n".join(WORDS)),
         ("is missing, damaged", "\n".join(WORDS[:4])[:-1]),
         ("is missing, damaged", ""),
         ("is missing, damaged", "[PAD]\n\udcff\n"),
@@ -201,7 +193,7 @@ def test_pieces_of_tokenizer_json_are_numbered_without_gaps_too(tmp_path):
         load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "added_tokens.json", "tokenizer.json"])
 def test_a_broken_file_is_named_as_itself(name, tmp_path):
     folder = make(tmp_path / "folder")
     (folder / name).write_text('{"do_lower_case": fal')
@@ -228,23 +220,12 @@ def test_a_vocabulary_alone_is_uncased_unless_told_otherwise(tmp_path):
     assert load_tokenizer(folder, lowercase=True).encode("The").tokens == ["[CLS]", "the", "[SEP]"]
 
 
-@pytest.mark.parametrize("lowercase", [True, False])
-@pytest.mark.parametrize("strips", [True, False, None])
-def test_what_is_said_of_a_tokenizer_is_what_it_does(lowercase, strips, tmp_path):
-    settings = {"do_lower_case": lowercase, "strip_accents": strips}
-    tokenizer = load_tokenizer(make(tmp_path / "folder", tokenizer_config=settings))
-    case = "lower-cased" if "the" in tokenizer.encode("The").tokens else "cased"
-    accents = "removed" if "cafe" in tokenizer.encode("café").tokens else "kept"
-    assert describe_tokenizer(tokenizer) == f"text is {case}, accents are {accents}"
-
-
 def test_tokenizers_are_the_same_only_if_they_treat_text_alike(tmp_path):
-    uncased = load_tokenizer(make(tmp_path / "vocabulary"))
-    assert same_tokenizer(uncased, load_tokenizer(make(tmp_path / "json", written()))), (
-        "the same pieces and rules"
-    )
+    """train.py compares a teacher's tokenizer with its own so."""
+    uncased = load_tokenizer(make(tmp_path / "vocabulary")).to_str()
+    assert load_tokenizer(make(tmp_path / "json", written())).to_str() == uncased, "the same pieces and rules"
     for settings in ({"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}):
         folder = make(tmp_path / str(settings).replace("'", ""), tokenizer_config=settings)
-        assert not same_tokenizer(uncased, load_tokenizer(folder)), settings
+        assert load_tokenizer(folder).to_str() != uncased, settings
     more = make(tmp_path / "more", tokenizer_config=ADDED["a word"])
-    assert not same_tokenizer(uncased, load_tokenizer(more)), "one more word"
+    assert load_tokenizer(more).to_str() != uncased, "one more word"
