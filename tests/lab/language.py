@@ -264,35 +264,78 @@ def by_arm(results: list) -> dict:
     return {arm: rows for arm, rows in arms.items() if rows}
 
 
-def when_below(rows: list) -> str:
-    """The step at which the learnable loss falls below 1 nat: median and range, and who never got there."""
-    steps = [float(row["below_1_nat"].replace("never", "inf")) for row in rows]
-    reached = [step for step in steps if step < math.inf]
-    if not reached:
-        return "never"
-    median = f"{np.median(steps):,.0f}" if np.median(steps) < math.inf else "never"
-    text = f"{median} ({min(reached):,.0f} to {max(reached):,.0f})"
-    missing = len(steps) - len(reached)
-    return f"{text}, {missing} of {len(steps)} never" if missing else text
+def compared(values: dict, base: str, arm: str, digits: int) -> list:
+    """Difference and both tests of an arm {seed: value} against a base; empty where there is none to make."""
+    complete = [name in values and max(values[name].values()) < math.inf for name in (base, arm)]
+    if not all(complete) or arm in (RANDOM, LONGER):
+        return ["", "", ""]
+    return against(values[base], values[arm], digits)
 
 
-def table(results: list) -> str:
-    """A line per arm: cost, learnable loss at the end, against random masks at equal steps and operations."""
+def loss_table(results: list) -> str:
+    """The learnable loss at the end, against random masks at equal steps and at equal operations."""
     arms = by_arm(results)
     loss = {arm: {row["seed"]: float(row["learnable_loss"]) for row in rows} for arm, rows in arms.items()}
-    cost = {arm: np.mean([float(row["gflop"]) for row in rows]) for arm, rows in arms.items()}
-    head = ["masks", "runs", "steps", "TFLOP", "learnable loss", "below 1 nat at step", "easy", "keys"]
+    cost = {arm: np.mean([float(row["gflop"]) for row in rows]) / 1000 for arm, rows in arms.items()}
+    head = ["masks", "runs", "steps", "TFLOP", "easy", "keys", "learnable"]
     for base in ("equal steps", "equal operations"):
         head += [f"against random, {base}", "p (Welch)", "p (paired)"]
     lines = [head]
     for arm, rows in arms.items():
-        cells = [arm, str(len(rows)), f"{int(rows[0]['steps_made']):,}", f"{cost[arm] / 1000:.1f}"]
-        cells += [spread(list(loss[arm].values()), 2), when_below(rows)]
+        cells = [arm, str(len(rows)), f"{int(rows[0]['steps_made']):,}", f"{cost[arm]:.1f}"]
         cells += [f"{np.mean([float(row[f'{kind}_loss']) for row in rows]):.2f}" for kind in ("easy", "keys")]
-        for base in (RANDOM, LONGER):
-            dearer = cost[arm] > 1.01 * cost.get(RANDOM, math.inf)
-            compared = base in arms and arm not in (RANDOM, LONGER) and (base == RANDOM or dearer)
-            cells += against(loss[base], loss[arm], 2) if compared else ["", "", ""]
+        cells.append(spread(list(loss[arm].values()), 2))
+        cells += compared(loss, RANDOM, arm, 2)
+        as_dear = cost[arm] > 1.01 * cost.get(RANDOM, math.inf)
+        cells += compared(loss, LONGER, arm, 2) if as_dear else ["", "", ""]
+        lines.append(cells)
+    return markdown(lines)
+
+
+def steps_below(row: dict, price: float) -> float:
+    """The step at which the learnable loss falls below 1 nat, in steps that cost as much as random ones.
+
+    price: of a step that reads entropies, in random steps; 1: plain steps. Infinite where it never falls.
+    """
+    if row["below_1_nat"] == "never":
+        return math.inf
+    step = int(row["below_1_nat"])
+    free = min(step, RANDOM_STEPS)
+    return free + price * (step - free)
+
+
+def when(steps) -> str:
+    """Median and range of some steps, and how many of the runs never got there."""
+    reached = [step for step in steps if step < math.inf]
+    missing = len(steps) - len(reached)
+    if not reached:
+        return "never"
+    median = f"{np.median(steps):,.0f}" if np.median(steps) < math.inf else "never"
+    text = f"{median} ({min(reached):,.0f} to {max(reached):,.0f})"
+    return f"{text}, {missing} of {len(steps)} never" if missing else text
+
+
+def transition_table(results: list) -> str:
+    """When the learnable loss falls below 1 nat: in steps, against random; in operations, against LONGER.
+
+    The learning rate of LONGER comes down over the same operations.
+    """
+    arms = by_arm(results)
+    head = ["masks", "below 1 nat at step", f"against {RANDOM}", "p (Welch)", "p (paired)"]
+    head += ["as many operations as random steps", f"against {LONGER}", "p (Welch)", "p (paired)"]
+    lines = [head]
+    plain = {}
+    equal = {}
+    for arm, rows in arms.items():
+        steps = int(rows[0]["steps_made"])
+        random_step = float(arms[RANDOM][0]["gflop"]) / int(arms[RANDOM][0]["steps_made"])
+        worth = float(rows[0]["gflop"]) / random_step  # the whole run, in random steps
+        price = (worth - RANDOM_STEPS) / (steps - RANDOM_STEPS) if steps > RANDOM_STEPS else 1.0
+        plain[arm] = {row["seed"]: steps_below(row, 1.0) for row in rows}
+        equal[arm] = {row["seed"]: steps_below(row, price) for row in rows}
+        cells = [arm, when(list(plain[arm].values())), *compared(plain, RANDOM, arm, 0)]
+        cells += [when(list(equal[arm].values()))]
+        cells += compared(equal, LONGER, arm, 0) if price > 1.01 else ["", "", ""]
         lines.append(cells)
     return markdown(lines)
 
@@ -316,7 +359,8 @@ def show(results: list, out: Path):
         floor = np.mean([float(row["floor"]) for row in rows])
         print(f"\nOf {LENGTH} tokens {kinds}. A table of {keys * keys} entries, {steps:,} steps.")
         print(f"The best possible loss of the learnable tokens is {floor:.2f} nats.\n")
-        print(table(rows))
+        print(loss_table(rows))
+        print(f"\n{transition_table(rows)}")
         path = out / f"language-{noise}-{keys}-{steps}.svg"
         title = f"Loss of the learnable tokens: {kinds}"
         svg = line_chart(title, median_curves(rows), "step", "nats per learnable token")

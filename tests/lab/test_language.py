@@ -169,14 +169,46 @@ def test_without_results_there_is_nothing_to_show(tmp_path):
 @pytest.mark.parametrize(
     "steps, text",
     [
-        (["500", "700", "650"], "650 (500 to 700)"),
-        (["500", "never", "650"], "650 (500 to 650), 1 of 3 never"),
-        (["never", "never", "650"], "never (650 to 650), 2 of 3 never"),
-        (["never", "never"], "never"),
+        ([500, 700, 650], "650 (500 to 700)"),
+        ([500, math.inf, 650], "650 (500 to 650), 1 of 3 never"),
+        ([math.inf, math.inf, 650], "never (650 to 650), 2 of 3 never"),
+        ([math.inf, math.inf], "never"),
     ],
 )
 def test_when_the_loss_falls_below_a_nat(steps, text):
-    assert language.when_below([{"below_1_nat": step} for step in steps]) == text
+    assert language.when(steps) == text
+
+
+def result(arm, seed, below, loss, steps=1500, gflop=3000):
+    row = {"arm": arm, "seed": str(seed), "below_1_nat": str(below), "learnable_loss": str(loss)}
+    row |= {"steps_made": str(steps), "gflop": str(gflop), "easy_loss": "0.01", "keys_loss": "0.5"}
+    return row
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_arms_are_compared_at_equal_steps_and_at_equal_operations():
+    # 120 of the 1,500 steps of sample are random; the others cost a third more: 1,380 / 3 = 460 steps.
+    results = [result("random", seed, 1000 + 100 * seed, 0.8) for seed in range(2)]
+    results += [result(LONGER, seed, 900, 0.7, 1960, 3920) for seed in range(2)]
+    results += [result("sample", seed, 720 + 60 * seed, 0.6, gflop=3920) for seed in range(2)]
+    results += [result("low", seed, "never", 4.0, gflop=3920) for seed in range(2)]
+    results += [result("sample, memory", seed, 900, 0.7) for seed in range(2)]
+
+    head, _, random, longer, low, sample, memory = map(cells, language.loss_table(results).splitlines())
+    assert sample[:7] == ["sample", "2", "1,500", "3.9", "0.01", "0.50", "0.60 (0.00)"]
+    assert sample[7] == "-0.20 (0.00)" and sample[10] == "-0.10 (0.00)"
+    assert memory[7] == "-0.10 (0.00)" and memory[10] == "", "it has the operations of random masks"
+    assert random[7] == longer[7] == "", "nothing to compare with"
+
+    _, _, random, longer, low, sample, memory = map(cells, language.transition_table(results).splitlines())
+    assert random[1] == random[5] == "1,050 (1,000 to 1,100)"
+    assert sample[1:3] == ["750 (720 to 780)", "-300 (28)"]
+    # 120 + 600 x 4/3 = 920 and 120 + 660 x 4/3 = 1,000
+    assert sample[5:7] == ["960 (920 to 1,000)", "+60 (57)"], "against 900, in as many operations"
+    assert low[1] == low[5] == "never" and low[2] == low[6] == "", "a run that never gets there has no mean"
 
 
 def test_the_figure_shows_the_median_of_the_seeds():
