@@ -540,8 +540,7 @@ class Pretraining:
         rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
         torch.manual_seed(seed_for(o.seed, "dropout", self.step) + self.rank)
 
-        # Rows and masks are functions of (seed, step), so that a resumed run sees the same ones. Runs that
-        # differ in their rule see the same rows; where the masks are is all in which they differ.
+        # Rows: a function of (seed, step). Where the masks are is all in which rules differ.
         index = rows_of_step(o, self.step, self.row_count)
         ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep))
         selected = self.choose(ids, index, rng)

@@ -280,7 +280,7 @@ BAD = {
     "temperature 0": (["--kd-temperature", "0"], "--kd-temperature above 0"),
     "widths": (["--size", "mini", "--student-init", "layers"], "hidden_size 256, the teacher 128"),
     "two starts": (["--from", "TEACHER", "--student-init", "layers"], "--student-init has no effect"),
-    "rows too long": (["--seq-len", "600"], "rows of at most 512 tokens"),
+    "rows too long": (["--seq-len", "600"], "600 tokens is longer than the model.s 512 positions"),
     "memory of a teacher": (["--masking", "teacher", "--reading", "memory"], "no --reading memory"),
 }
 
