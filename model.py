@@ -432,7 +432,7 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
 
     Its ids are those of AutoTokenizer in `transformers` 5: only words come from tokenizer.json, and text is
     treated as tokenizer_config.json says, by default as in BERT uncased; `lowercase` overrides both. The ids
-    are 0 to get_vocab_size() - 1. Raises ValueError for what is damaged, or is no WordPiece of BERT's.
+    are 0 to get_vocab_size() - 1. Raises ValueError for what is damaged or no WordPiece vocabulary of BERT's.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
@@ -447,7 +447,7 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     if kind not in ("BertTokenizer", "BertTokenizerFast") or model != "WordPiece":
         raise ValueError(f"{folder}: {kind} with {model}; only BertTokenizer with WordPiece is read here")
 
-    # Added words are found before text is split.
+    # Added words are found before text is split. Settings that only name words (mask_token) are not read.
     words = {word.pop("id"): word for word in whole.get("added_tokens", [])}
     words = settings.get("added_tokens_decoder", words)
 
