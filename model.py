@@ -75,6 +75,7 @@ class BertConfig:
         path = Path(folder) / "config.json"
         raw = read_json(path)
         only = {"model_type": "bert", "position_embedding_type": "absolute"}
+        only |= {"tie_word_embeddings": True, "is_decoder": False}
         for name, value in only.items():
             if raw.get(name, value) != value:
                 raise ValueError(f"{path}: {name} is {raw[name]!r}; only {value!r} is built here")
@@ -232,7 +233,11 @@ class BertModel(Pretrained):
 
         Returns hidden [B, T, H] and pooled [B, H] = tanh(hidden[:, 0] W + b), or None without a pooler.
         """
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # [B, 1, 1, T]
+        mask = None
+        if attention_mask is not None:
+            mask = attention_mask.bool()
+            # A row of padding alone would be a softmax over nothing, NaN. It reads itself; nobody reads it.
+            mask = (mask | ~mask.any(-1, keepdim=True))[:, None, None, :]  # [B, 1, 1, T]
         x = self.embeddings(input_ids, token_type_ids)
         for layer in self.encoder["layer"]:
             x = layer(x, mask)
@@ -406,24 +411,27 @@ def read_torch(path):
 def read_weights(folder) -> dict[str, torch.Tensor]:
     """The tensors of a folder, float32, under today's names; those of the encoder start with "bert.".
 
-    Raises ValueError where the file is missing or damaged, or where two tensors that are one here differ.
+    Raises ValueError where a file is missing or damaged, or where two tensors that are one here differ.
     """
-    path = Path(folder, "model.safetensors")
-    read = read_safetensors
-    if not path.is_file() and path.with_name("pytorch_model.bin").is_file():
-        path = path.with_name("pytorch_model.bin")
-        read = read_torch
-    try:
-        tensors = {name: tensor.float() for name, tensor in read(path).items()}
-    except Exception as error:
-        raise ValueError(f"{path} is missing, damaged or holds no weights: get it again") from error
+    names = ["model.safetensors", "model.safetensors.index.json"]
+    names += ["pytorch_model.bin", "pytorch_model.bin.index.json"]
+    files = [name for name in names if Path(folder, name).is_file()][:1] or names[:1]
+    if files[0].endswith(".json"):  # a large model is split; the index says which tensor is in which file
+        files = sorted(set(read_json(Path(folder, files[0]))["weight_map"].values()))
 
     weights = {}
-    for name, tensor in tensors.items():
-        for pattern, new in OTHER_NAMES.items():
-            name = re.sub(pattern, new, name)
-        if not torch.equal(weights.setdefault(name, tensor), tensor):
-            raise ValueError(f"{path} holds two tensors for {name} that differ: which one counts?")
+    for file in files:
+        path = Path(folder, Path(file).name)
+        read = read_safetensors if path.suffix == ".safetensors" else read_torch
+        try:
+            tensors = {name: tensor.float() for name, tensor in read(path).items()}
+        except Exception as error:
+            raise ValueError(f"{path} is missing, damaged or holds no weights: get it again") from error
+        for name, tensor in tensors.items():
+            for pattern, new in OTHER_NAMES.items():
+                name = re.sub(pattern, new, name)
+            if not torch.equal(weights.setdefault(name, tensor), tensor):
+                raise ValueError(f"{path} holds two tensors for {name} that differ: which one counts?")
     return weights
 
 
@@ -439,17 +447,25 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     if path.is_dir():
         path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"
     whole = read_json(path) if path.suffix == ".json" else {}
-    names = ("config.json", "tokenizer_config.json", "added_tokens.json")
-    config, settings, added = [read_json(folder / n) if (folder / n).is_file() else {} for n in names]
+    names = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+    config, settings, older, added = [read_json(folder / n) if (folder / n).is_file() else {} for n in names]
 
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class") or "BertTokenizer"
     model = whole.get("model", {}).get("type", "WordPiece")
     if kind not in ("BertTokenizer", "BertTokenizerFast") or model != "WordPiece":
         raise ValueError(f"{folder}: {kind} with {model}; only BertTokenizer with WordPiece is read here")
 
-    # Added words are found before text is split. Settings that only name words (mask_token) are not read.
+    # Added words are found before text is split. One list defines them; other settings may only repeat it.
     words = {word.pop("id"): word for word in whole.get("added_tokens", [])}
     words = settings.get("added_tokens_decoder", words)
+    if "added_tokens_decoder" not in settings:
+        settings |= {**older, "added_tokens": list(added)}
+    known = [*SPECIAL_TOKENS, *(word["content"] for word in words.values()), False]  # False: a switch
+    for key, value in settings.items():
+        named = value if isinstance(value, list) else [value]
+        if key.endswith(("_token", "_tokens")) and not all(word in known for word in named):
+            where = "added_tokens_decoder, where transformers 5 saves it"
+            raise ValueError(f"{folder}: {key} is {value!r}, which is not in {where}")
 
     rules = {"lowercase": settings.get("do_lower_case", True) if lowercase is None else lowercase}
     rules |= {"strip_accents": settings.get("strip_accents")}
@@ -462,9 +478,9 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
         raise ValueError(f"{path} is missing, damaged or no vocabulary: {error}") from None
 
     ids = tokenizer.get_vocab()
-    missing = [word for word in (*SPECIAL_TOKENS, *added) if word not in ids]
+    missing = [word for word in SPECIAL_TOKENS if word not in ids]
     if missing:
-        raise ValueError(f"{path} lacks {' '.join(missing)}: is it the vocabulary of this BERT?")
+        raise ValueError(f"{path} lacks {' '.join(missing)}: is it BERT's vocabulary?")
     if "" in ids or sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(f"{path}: pieces are blank, repeated, or not numbered from 0 without gaps")
     return Tokenizer.from_str(tokenizer.to_str())

@@ -99,8 +99,8 @@ def make_parser(description: str, sources=("random", "self", "teacher")) -> argp
 
 def check(o, parser, world: int):
     """Fill in the default learning rate; raise ValueError for options that cannot work together."""
-    if min(o.steps, o.eval_every, o.batch_size, o.accumulate) < 1:
-        raise ValueError("--steps, --eval-every, --batch-size and --accumulate start at 1")
+    if min(o.steps, o.eval_every, o.batch_size, o.accumulate) < 1 or o.seq_len < 8 or o.vocab_size < 100:
+        raise ValueError("--seq-len starts at 8, --vocab-size at 100, counts of steps, rows and slices at 1")
     if o.batch_size % (o.accumulate * world):
         raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} slices")
     if min(o.warmup, o.entropy_warmup) < 0 or max(o.warmup, o.entropy_warmup) > o.steps:
@@ -116,6 +116,8 @@ def check(o, parser, world: int):
         raise ValueError("--masking teacher needs --teacher FOLDER, and has no --reading memory")
     if o.from_ and (o.vocab or o.cased or o.size != parser.get_default("size")):
         raise ValueError("--from brings its own vocabulary and size: leave --vocab, --cased and --size out")
+    for folder in filter(None, (o.from_, o.teacher)):
+        bert.BertConfig.from_folder(folder)  # raises where it is no BERT, before its tokenizer is blamed
     if o.lr == 0 and o.from_:
         o.lr = 5e-5  # a higher rate would undo what was learned
     elif o.lr == 0:
@@ -462,6 +464,8 @@ class Pretraining:
         self.cls, self.sep, self.mask = self.special[2:]
         self.eligible = partial(masking.eligible_positions, never=[self.cls, self.sep])  # bool [B, T] of ids
         self.continues = torch.tensor([piece.startswith("##") for piece in self.pieces], device=self.device)
+        if o.whole_word and not self.continues.any():
+            raise ValueError("--whole-word needs a vocabulary with ## pieces: here every piece is a word")
         self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
         self.random_steps = as_steps(o.entropy_warmup, o.steps)
         counts = torch.bincount(torch.from_numpy(self.train_ids), minlength=len(self.pieces))
@@ -617,11 +621,14 @@ class Pretraining:
         return {name: value / masks for name, value in zip(self.sums, sums, strict=True)}
 
     def refuse_divergence(self, loss: float):
-        """Raise ValueError where a loss is not finite, or three times that of a blind guess."""
-        if not loss < 3 * np.log(len(self.vocab)):  # NaN is not below anything
+        """Raise ValueError where a loss is not finite, or beyond any guessing."""
+        start = self.log[0]["held_out_loss"] if self.log else loss
+        worst = max(3 * np.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
+        scale = self.scaler.get_scale()
+        if not loss < worst or scale < 1:  # NaN is not below anything
             kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
-            what = f"diverged at step {self.step}: loss {loss:.3g} ({kept})"
-            raise ValueError(f"{what}; start anew with a lower --lr or --dtype float32")
+            what = f"diverged at step {self.step}: loss {loss:.3g}, gradients scaled by {scale:g}"
+            raise ValueError(f"{what} ({kept}); start anew with a lower --lr or --dtype float32")
 
     def mask_figures(self) -> dict:
         """What was masked since the last evaluation; the entropy (nats) is that of the last step's masks."""
@@ -654,7 +661,8 @@ class Pretraining:
             tqdm.write(f"step {self.step:,}: held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}")
             above = loss - min(past["held_out_loss"] for past in self.log)
             common = line.get("commonest_share", 0.0)
-            if above > 0.3 or common > 2.5 * self.unigram.max():
+            enough = self.seen and self.seen["ids"].sum() >= 1000  # fewer masks say little
+            if above > 0.3 or (enough and common > 2.5 * self.unigram.max()):
                 what = f"held-out loss {above:.2f} above its best, commonest word {common:.1%} of the masks"
                 tqdm.write(f"WARNING: {what}; see README, When masks collapse")
             self.save()

@@ -1,5 +1,7 @@
 """Weights that others wrote: every form in which transformers and its users save a BERT, or a refusal."""
 
+import json
+
 import pytest
 import torch
 
@@ -41,6 +43,21 @@ def rewrite(folder, change):
     )
 
 
+def split(folder, kind):
+    """Write the weights of a folder as two files and an index."""
+    weights = safetensors.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem, end = ("pytorch_model", ".bin") if kind == "bin" else ("model", ".safetensors")
+    names = [f"{stem}-0000{i}-of-00002{end}" for i in (1, 2)]
+    index = {name: names[i % 2] for i, name in enumerate(weights)}
+    for file in names:
+        part = {name: tensor for name, tensor in weights.items() if index[name] == file}
+        (torch.save if kind == "bin" else safetensors.save_file)(part, folder / file)
+    text = json.dumps({"metadata": {"total_size": 1}, "weight_map": index})
+    (folder / f"{stem}{end}.index.json").write_text(text)
+    return names
+
+
 def old_names(weights):
     """As in 2018, without the decoder's second names."""
     new = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
@@ -75,6 +92,15 @@ CHANGES = {
 def test_a_pytorch_model_under_other_names_is_read(kind, theirs, tmp_path):
     theirs.save_pretrained(tmp_path)
     rewrite(tmp_path, CHANGES[kind])
+    assert torch.allclose(BertForMaskedLM.from_pretrained(tmp_path)(IDS), theirs(IDS).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["one file", "by transformers", "safetensors", "bin"])
+def test_a_model_in_several_files_is_read(kind, theirs, tmp_path):
+    theirs.save_pretrained(tmp_path, max_shard_size="8KB" if kind == "by transformers" else "1GB")
+    if kind in ("safetensors", "bin"):
+        split(tmp_path, kind)
+    assert len(list(tmp_path.glob("*.index.json"))) == (kind != "one file"), "the case is not what it says"
     assert torch.allclose(BertForMaskedLM.from_pretrained(tmp_path)(IDS), theirs(IDS).logits, atol=1e-5)
 
 
@@ -151,6 +177,25 @@ def test_two_tensors_for_one_name_are_refused(change, name, theirs, tmp_path):
     rewrite(tmp_path, change)
     with pytest.raises(ValueError, match=f"pytorch_model.bin holds two tensors for {name} that differ"):
         BertForMaskedLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_missing_part_is_named(kind, theirs, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    part = split(tmp_path, kind)[1]
+    (tmp_path / part).rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"{part} is missing, damaged"):
+        BertForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_an_index_leads_to_no_file_outside_of_its_folder(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "model")
+    names = split(tmp_path / "model", "safetensors")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(names[1], f"../{names[1]}"))
+    (tmp_path / "model" / names[1]).rename(tmp_path / names[1])
+    with pytest.raises(ValueError, match=f"model/{names[1]} is missing"):
+        BertForMaskedLM.from_pretrained(tmp_path / "model")
 
 
 def test_safetensors_are_read_before_an_older_file(theirs, tmp_path):

@@ -34,6 +34,7 @@ def padded_batch():
     ids = torch.randint(5, 60, (3, 10), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[0, 6:] = 0
+    mask[2] = 0  # a row of padding alone
     return ids.masked_fill(mask == 0, 0), mask
 
 
@@ -81,6 +82,17 @@ def test_padding_never_changes_a_real_token(fast):
     ids[0, 6:] = 33
     assert torch.allclose(model(ids, mask)[0][0, :6], alone[0], atol=1e-5), (
         "what stands in the padding must not matter"
+    )
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_row_of_padding_alone_gives_no_nan(fast):
+    model, (ids, mask) = make(BertForMaskedLM, fast_attention=fast), padded_batch()
+    logits = model(ids, mask)
+    logits[:2].sum().backward()
+    assert logits.isfinite().all(), "softmax over no key is NaN"
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None), (
+        "NaN spread into the gradient"
     )
 
 

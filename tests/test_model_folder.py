@@ -137,6 +137,8 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named(folder, shape):
             {"position_embedding_type": "relative_key"},
             "config.json: position_embedding_type is 'relative_key'",
         ),
+        ({"tie_word_embeddings": False}, "config.json: tie_word_embeddings is False; only True"),
+        ({"is_decoder": True}, "config.json: is_decoder is True; only False"),
         ({"hidden_size": 30}, "hidden_size 30 with 4 heads"),
         ({"hidden_act": "mish"}, "'mish' cannot be built; known are gelu"),
     ],

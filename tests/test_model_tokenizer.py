@@ -128,10 +128,10 @@ def test_older_folders_are_read_or_refused(kind, tmp_path):
     if kind == "with added words":
         check(folder, tmp_path)
     else:
-        with pytest.raises(ValueError, match=r"vocab.txt lacks newword \[E1\]"):
+        with pytest.raises(ValueError, match=r"added_tokens is \['newword', '\[E1\]'\], which is not in"):
             load_tokenizer(folder)
     settings = ADDED["named twice"]
-    files = {"added_tokens": {"[E1]": NEW}, "special_tokens_map": {"mask_token": {"content": "[MASK]"}}}
+    files = {"added_tokens": {"x": NEW}, "special_tokens_map": {"mask_token": {"content": "[MASK]"}}}
     folder = make(tmp_path / "both", FOLDERS[kind], **files, tokenizer_config=settings)
     check(folder, tmp_path)
 
@@ -148,6 +148,14 @@ def test_padding_and_truncation_of_a_file_do_not_count(tmp_path):
     [
         ("PreTrainedTokenizerFast", {"tokenizer_class": "PreTrainedTokenizerFast"}),
         ("BertJapaneseTokenizer", {"tokenizer_class": "BertJapaneseTokenizer"}),
+        ("mask_token is '<mask>'", {"mask_token": "<mask>"}),
+        ("mask_token is None", {"mask_token": None}),
+        ("mask_token is {", {"mask_token": {"content": "[MASK]", "normalized": True}}),
+        ("cls_token is '<s>'", {"added_tokens_decoder": {}, "cls_token": "<s>"}),
+        ("bos_token is '<s>'", {"bos_token": "<s>"}),
+        ("additional_special_tokens is .*E1", {"additional_special_tokens": ["[E1]"]}),
+        ("extra_special_tokens is", {"extra_special_tokens": {"entity": "[E1]"}}),
+        ("split_special_tokens is True", {"split_special_tokens": True}),
         ("'str' object", {"do_lower_case": "false"}),
     ],
 )
@@ -170,8 +178,8 @@ def test_a_tokenizer_of_another_kind_is_refused_by_name(tmp_path):
         ("blank, repeated", "\n".join([*WORDS, "the"])),
         ("blank, repeated", "\n".join([*WORDS[:9], "", *WORDS[9:]])),
         ("blank, repeated", "\n".join(WORDS) + "\n\n"),
-        (r"lacks \[MASK\]: is it the vocab", "\n".join(word for word in WORDS if word != "[MASK]")),
-        (r"lacks \[PAD\]: is it the vocab", "\ufeff" + "\n".join(WORDS)),
+        (r"lacks \[MASK\]: is it BERT's", "\n".join(word for word in WORDS if word != "[MASK]")),
+        (r"lacks \[PAD\]: is it BERT's", "\ufeff" + "\n".join(WORDS)),
         ("is missing, damaged", "\n".join(WORDS[:4])[:-1]),
         ("is missing, damaged", ""),
         ("is missing, damaged", "[PAD]\n\udcff\n"),
@@ -193,7 +201,7 @@ def test_pieces_of_tokenizer_json_are_numbered_without_gaps_too(tmp_path):
         load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("name", ["tokenizer_config.json", "added_tokens.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"])
 def test_a_broken_file_is_named_as_itself(name, tmp_path):
     folder = make(tmp_path / "folder")
     (folder / name).write_text('{"do_lower_case": fal')

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import torch._dynamo
-from conftest import NO_VOCAB, PROJECT, killed_in_step, same
+from conftest import NO_VOCAB, PROJECT, killed_in_step, log, same
 from sync import NoSync
 
 import distill
@@ -167,6 +167,20 @@ def test_a_run_that_began_without_float16_continues_with_it_on_an_older_card(tra
     card_with(torch.float16)
     run = train("--resume")
     assert run.step == 8 and run.scaler.get_scale() == 2**16, "the scale starts where every scale starts"
+
+
+def test_a_scale_that_falls_below_one_is_a_divergence_and_says_so(train, tmp_path, monkeypatch):
+    loss = program.Pretraining.loss
+
+    def too_steep(self, *batch):
+        value, sums, entropy = loss(self, *batch)
+        return value * 1e30, sums, entropy  # the loss that is logged stays an ordinary number
+
+    monkeypatch.setattr(program.Pretraining, "loss", too_steep)
+    options = ("--masking", "random", "--dtype", "float16", "--steps", 20, "--eval-every", 10)
+    with pytest.raises(SystemExit, match=r"diverged at step 20.*scale.*keeps step 10.*--dtype float32"):
+        train(*options)
+    assert log(tmp_path / "out")[-1]["step"] == "10", "ten overflows from 2^16 on are no divergence yet"
 
 
 # ---- torch.compile ----

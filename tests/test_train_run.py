@@ -346,6 +346,12 @@ def test_whole_words_are_masked_and_a_row_in_which_none_fits_masks_k_pieces(
     assert logged == pytest.approx(counts[-32:].float().mean().item()), "the mean since the last evaluation"
 
 
+def test_a_vocabulary_without_pieces_of_words_refuses_whole_words(train, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "barn", "cost"]))
+    with pytest.raises(SystemExit, match="--whole-word needs a vocabulary with ## pieces"):
+        train("--whole-word", "--vocab", tmp_path / "vocab.txt", small=NO_VOCAB)
+
+
 # ---- what is learned ----
 
 
@@ -415,10 +421,11 @@ def collapsed(self, ids, index, rng):
     return program.masking.select_positions("high", self.eligible(ids), 0.15, stops, generator=rng)
 
 
-def test_masks_that_collapse_are_warned_of(train, capsys, monkeypatch):
+@pytest.mark.parametrize("steps, warned", [(2, False), (36, True)])
+def test_masks_that_collapse_are_warned_of_from_a_thousand_on(train, capsys, monkeypatch, steps, warned):
     monkeypatch.setattr(program.Pretraining, "choose", collapsed)  # 32 masks per step, most of them stops
-    train("--masking", "random", "--steps", 36, "--eval-every", 36)
-    assert "WARNING" in capsys.readouterr().out
+    train("--masking", "random", "--steps", steps, "--eval-every", steps)
+    assert ("WARNING" in capsys.readouterr().out) == warned, f"after {32 * steps} masks"
 
 
 def test_masks_that_do_not_collapse_are_not_warned_of(train, capsys):
@@ -464,11 +471,13 @@ CHANCE = 13.3  # 3 log V, with 84 pieces
 LOSSES = [
     ("far above a blind guess", 2.0, CHANCE + 0.1, True),
     ("bad, and no worse than a blind guess", 2.0, CHANCE - 0.1, False),
+    ("a good model of other text", CHANCE + 1, CHANCE + 3.9, False),
+    ("and made much worse", CHANCE + 1, CHANCE + 4.1, True),
 ]
 
 
 @pytest.mark.parametrize("what, first, last, stopped", LOSSES, ids=[case[0] for case in LOSSES])
-def test_a_run_has_diverged_where_it_is_far_worse_than_a_guess(
+def test_a_run_has_diverged_where_it_is_worse_than_a_guess_and_than_its_start(
     train, tmp_path, monkeypatch, what, first, last, stopped
 ):
     losses = iter((first, first, last))
@@ -529,16 +538,14 @@ BAD = {
         "no --reading memory",
     ),
     "uneven pieces": (["--accumulate", "3"], "--batch-size 16 must be a multiple of 3"),
-    "no steps": (["--steps", "0"], "--steps, --eval-every, .*start at 1"),
-    "temperature 0": (["--select-temperature", "0"], "--select-temperature above 0"),
-    "dropout 2": (["--dropout", "2"], "dropout probability has to be between 0 and 1"),
+    "no steps": (["--steps", "0"], "steps"),
     "warm-up longer than the run": (["--warmup", "3"], "--warmup .*longer than --steps 2"),
     "random masks longer than the run": (["--entropy-warmup", "3"], "--entropy-warmup .*--steps 2"),
     "no such device": (["--device", "warp"], "--device warp cannot be used"),
     "unwritable": (["--out", "empty.txt/run"], "empty.txt"),
     "a file as --out": (["--out", "empty.txt"], "empty.txt: File exists|empty.txt: Not a directory"),
     "--from nowhere": (["--from", "nowhere"], "nowhere"),
-    "--from a folder that is no BERT": (["--from", "gpt"], "gpt: GPT2Tokenizer .*only BertTokenizer"),
+    "--from a folder that is no BERT": (["--from", "gpt"], "gpt.*model_type is 'gpt2'; only 'bert'"),
     "nothing to resume": (["--resume"], "holds no checkpoint to resume from"),
 }
 
@@ -550,7 +557,7 @@ def test_bad_input_gets_one_clear_sentence(case, corpus, cache, teacher, tmp_pat
     (tmp_path / "words.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n")
     (tmp_path / "letters.txt").write_text("\n".join([*SPECIAL_TOKENS, *"abcdefghijklmnopqrstuvwxyz."]))
     (tmp_path / "gpt").mkdir()
-    (tmp_path / "gpt" / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt2"}')
     options, sentence = BAD[case]
     options = [option.replace("TEACHER", str(teacher)) for option in options]
     with pytest.raises(SystemExit) as stop:

@@ -61,8 +61,8 @@ BUGS = (
     Bug(
         "Padding mask inverted",
         "model.py",
-        "attention_mask.bool()[:,",
-        "(attention_mask == 0)[:,",
+        "mask = attention_mask.bool()",
+        "mask = attention_mask == 0",
         "tests/test_model_encoder.py",
         "Tokens read the padding and nothing else; rows without padding hide the bug.",
     ),
