@@ -9,6 +9,7 @@ import language
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
 from language import FUNCTION, KEYS, KINDS, LENGTH, LONGER, NOISE_WORDS, PHRASES, Language
 
 import train
@@ -217,3 +218,16 @@ def test_the_figure_shows_the_median_of_the_seeds():
         {"arm": "random", "curve": f"0:4.00 10:{end}", "seed": str(seed)} for seed, end in enumerate(ends)
     ]
     assert language.median_curves(rows) == {"random": ("blue", [0, 10], [4.0, 3.0])}
+
+
+# ---- the report ----
+
+
+def test_the_tables_in_the_report_are_those_of_the_raw_results():
+    report = (PROJECT / "tests/lab/README.md").read_text(encoding="utf-8")
+    results = language.read_results(language.RESULTS / "language.csv")
+    for setting in {language.setting_of(row) for row in results}:
+        rows = [row for row in results if language.setting_of(row) == setting]
+        for table in (language.loss_table(rows), language.transition_table(rows)):
+            for line in table.splitlines():
+                assert line in report, f"the report lacks this line of tests/lab/language.py:\n{line}"

@@ -5,6 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from conftest import PROJECT
 
 pytest.importorskip("transformers")
 
@@ -263,3 +264,12 @@ def test_the_table_and_the_mean_line_by_hand():
     assert cells[5:8] == ["7.250 (1.061)", "6.500 (0.707)", "5.000 (0.000)"]
     assert cells[8:] == ["4.000 (1.414)", "6.000 (0.000)", "0.250 (0.000)"]
     assert lab.figure(rows).count("<polyline") == 2, "the programs' line and the floor"
+
+
+def test_the_table_in_the_report_is_that_of_the_raw_results():
+    report = (PROJECT / "tests/lab/README.md").read_text(encoding="utf-8")
+    results = lab.read_results(lab.RESULTS / "time-to-quality.csv")
+    for line in lab.table(results).splitlines():
+        assert line in report, f"the report lacks this line of tests/lab/time_to_quality.py:\n{line}"
+    stored = (lab.RESULTS / "time-to-quality.svg").read_text(encoding="utf-8")
+    assert stored == lab.figure(results), "the figure is older than its CSV"
