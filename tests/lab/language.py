@@ -6,7 +6,7 @@
 
 A row is six records of eleven tokens. Each token of a record is of one kind:
 
-    easy       one of the eight words of a phrase: any other word of it gives it away
+    easy       eight words that are one of eight phrases: any of them gives the others away
     keys       two words, drawn at random; where one is hidden, the others narrow it down
     learnable  a function of the two keys: a table that the model has to learn by heart
     noise      drawn at random; with --noise n it takes the place of n of the easy words
@@ -51,7 +51,7 @@ ROWS = 4096  # of the training text, which is read again and again
 
 RANDOM_STEPS = 120  # before entropies choose
 RANDOM = "random"
-LONGER = "random, longer"  # as many steps as the operations of `sample` are worth
+LONGER = "random, longer"  # as many steps as make up for the extra pass of `sample`
 ARMS = {  # name: (options of train.py, colour in the figure)
     RANDOM: ("--masking random", "blue"),
     LONGER: ("--masking random", "olive"),
@@ -197,7 +197,9 @@ class Experiment(train.Pretraining):
 
 def options_of(arm: str, seed: int, folder, o) -> argparse.Namespace:
     """train.py's options for an arm."""
-    options = f"--corpus {folder}/text.txt --vocab {folder}/vocab.txt --cache {folder} --device cpu"
+    options = (
+        f"--corpus {folder}/text.txt --vocab {folder}/vocab.txt --cache {folder} --device cpu --dtype float32"
+    )
     options += f" --seq-len {RECORDS * LENGTH + 2} --max-tokens {ROWS * RECORDS * LENGTH} --batch-size 32"
     options += f" --lr 1e-3 --seed {seed} --steps {o.steps} --eval-every {o.eval_every} {ARMS[arm][0]}"
     if arm not in (RANDOM, LONGER):
@@ -322,7 +324,7 @@ def transition_table(results: list) -> str:
     """
     arms = by_arm(results)
     head = ["masks", "below 1 nat at step", f"against {RANDOM}", "p (Welch)", "p (paired)"]
-    head += ["as many operations as random steps", f"against {LONGER}", "p (Welch)", "p (paired)"]
+    head += ["in steps that cost as much as random ones", f"against {LONGER}", "p (Welch)", "p (paired)"]
     lines = [head]
     plain = {}
     equal = {}
@@ -376,7 +378,7 @@ def main(argv=None):
     add("--seeds", type=int, nargs="+", default=[], help="of language, text and weights; none: only show")
     add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help="which masks")
     add("--noise", type=int, default=0, choices=range(len(OTHERS) + 1), help="words of noise in a record")
-    add("--keys", type=int, default=8, help="values of a key: the table has as many squared")
+    add("--keys", type=int, default=8, help="values of a key; the table has KEYS x KEYS entries")
     add("--steps", type=int, default=1500, help="updates of the weights")
     add("--eval-every", type=int, default=50, help="steps between evaluations")
     add("--results", type=Path, default=RESULTS, help="folder of language.csv and the figures")
