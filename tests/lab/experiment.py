@@ -252,6 +252,13 @@ def against(base: dict, arm: dict, digits: int) -> list:
     return [difference, verdict, p_value(by_pairs)]
 
 
+def versus(values: dict, base: str, arm: str, digits: int) -> list:
+    """The cells of `against` for two arms of {arm: {seed: value}}; empty for the base, or without it."""
+    if arm == base or base not in values:
+        return ["", "", ""]
+    return against(values[base], values[arm], digits)
+
+
 def pretraining_table() -> str:
     """Held-out loss and cost of every arm, against random masks."""
     head = ["masks", "seeds", "held-out loss", "accuracy", "against random", "p (Welch)", "p (paired)"]
@@ -262,9 +269,7 @@ def pretraining_table() -> str:
         accuracy = by_seed(rows, "held_out_accuracy")
         operations = np.mean([float(row["mflop_a_token"]) for row in rows])
         left = max((row["left_plateau_step"] for row in rows), key=lambda step: (len(step), step))
-        comparison = ["", "", ""]
-        if arm != "random":
-            comparison = against(loss["random"], loss[arm], 3)
+        comparison = versus(loss, "random", arm, 3)
         cells = [ARMS[arm], str(len(rows))]
         cells += [spread(list(loss[arm].values()), 3), spread(list(accuracy.values()), 3)]
         left = left if left == "never" else f"step {left}"
@@ -283,9 +288,7 @@ def blimp_table() -> str:
     scores = blimp_scores()
     table = [["masks", "seeds", "BLiMP", "against random", "p (Welch)", "p (paired)"]]
     for arm, values in scores.items():
-        comparison = ["", "", ""]
-        if arm != "random":
-            comparison = against(scores["random"], values, 1)
+        comparison = versus(scores, "random", arm, 1)
         table.append([ARMS[arm], str(len(values)), spread(list(values.values()), 1), *comparison])
     return markdown(table)
 
@@ -324,7 +327,7 @@ def glue_averages(scores: dict) -> dict:
 def shared_tasks(scores: dict) -> list:
     """The tasks that all runs have."""
     every_run = [set(tasks) for arm in scores.values() for tasks in arm.values()]
-    return sorted(set.intersection(*every_run))
+    return sorted(set.intersection(*every_run)) if every_run else []
 
 
 def glue_table() -> str:
@@ -341,10 +344,7 @@ def glue_table() -> str:
         cells = [title, str(len(runs))]
         cells += [spread([tasks[name] for tasks in runs], 1) for name in names]
         cells.append(spread(list(averages[arm].values()), 1))
-        comparison = ["", "", ""]
-        if arm != base:
-            comparison = against(averages[base], averages[arm], 1)
-        table.append([*cells, *comparison])
+        table.append([*cells, *versus(averages, base, arm, 1)])
     return markdown(table)
 
 
@@ -373,9 +373,7 @@ def code_table() -> str:
     arms = by_arm(read("runs"), CODE)
     loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
     for arm, values in loss.items():
-        comparison = ["", "", ""]
-        if arm != "code-random":
-            comparison = against(loss["code-random"], values, 3)
+        comparison = versus(loss, "code-random", arm, 3)
         table.append([CODE[arm], str(len(values)), spread(list(values.values()), 3), *comparison])
     return markdown(table)
 
@@ -401,7 +399,7 @@ def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
     Between two evaluations on a straight line.
     """
     operations = {row["run"]: float(row["mflop_a_token"]) for row in read("runs")}
-    cheapest = min(operations.values())
+    cheapest = min(operations.values(), default=0.0)
     table = [["masks", "equal", *(f"{step:,} steps" for step in milestones)]]
     for arm, rows in main_curves().items():
         steps, losses = mean_curve(rows)
@@ -432,7 +430,7 @@ def memory_table() -> str:
     for arm, rows in arms.items():
         cells = [FEW[arm], spread(list(loss[arm].values()), 3)]
         for base in ("few-random", "few-memory"):
-            cells += ["", "", ""] if arm == base else against(loss[base], loss[arm], 3)
+            cells += versus(loss, base, arm, 3)
         shares = [float(row["remembered_share"]) for row in rows if row["remembered_share"]]
         operations = np.mean([float(row["mflop_a_token"]) for row in rows])
         table.append([*cells, f"{np.mean(shares):.0%}" if shares else "", f"{operations:.1f}"])
@@ -473,8 +471,9 @@ def collapse_lines(column: str) -> dict:
     lines = {}
     for run, name in COLLAPSE.items():
         rows = [row for row in read("curves") if row["run"] == run and 0 < int(row["step"]) <= 2000]
-        steps = [int(row["step"]) for row in rows]
-        lines[name] = (COLOURS[arm_of(run)], steps, [float(row[column]) for row in rows])
+        if rows:
+            steps = [int(row["step"]) for row in rows]
+            lines[name] = (COLOURS[arm_of(run)], steps, [float(row[column]) for row in rows])
     return lines
 
 
@@ -491,25 +490,26 @@ def loss_lines(arms: tuple) -> dict:
 def difference_lines() -> dict:
     """Mean held-out loss less that of random masks; without distillation, which is far off."""
     losses = loss_lines(("random", *UNTAUGHT))
+    if ARMS["random"] not in losses:
+        return {}
     _, _, base = losses.pop(ARMS["random"])
     return {name: (colour, steps, list(np.subtract(y, base))) for name, (colour, steps, y) in losses.items()}
 
 
 def figures() -> dict:
-    """{name of the file: SVG}."""
+    """{name of the file: SVG}; a figure of runs that are not there is left out."""
     nats = "nats per token"
     later = "step (entropies choose the masks from step 1,200 on)"
     shown = ("random", "blank-high", "blank-sample", "memory", *TAUGHT)
     difference = "Held-out loss less that of random masks, mean of three seeds (below 0 is better)"
     ids = "Distinct token ids that a step masks, one seed"
-    return {
-        "arms-loss.svg": line_chart("Held-out loss, mean of three seeds", loss_lines(shown), "step", nats),
-        "arms-difference.svg": line_chart(difference, difference_lines(), later, nats, zero=True),
-        "collapse-loss.svg": line_chart(
-            "Held-out loss, one seed", collapse_lines("held_out_loss"), later, nats
-        ),
-        "collapse-ids.svg": line_chart(ids, collapse_lines("distinct_ids"), later, "ids"),
+    charts = {
+        "arms-loss.svg": ("Held-out loss, mean of three seeds", loss_lines(shown), "step", nats),
+        "arms-difference.svg": (difference, difference_lines(), later, nats, True),
+        "collapse-loss.svg": ("Held-out loss, one seed", collapse_lines("held_out_loss"), later, nats),
+        "collapse-ids.svg": (ids, collapse_lines("distinct_ids"), later, "ids"),
     }
+    return {name: line_chart(*chart) for name, chart in charts.items() if chart[1]}
 
 
 def main():

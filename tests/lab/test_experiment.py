@@ -208,3 +208,16 @@ def test_curves_that_begin_at_step_0_give_tables_and_figures(tmp_path, monkeypat
         assert len(re.findall("<polyline", svg)) == {"arms-loss.svg": 2, "arms-difference.svg": 1}.get(
             name, 4
         )
+
+
+@pytest.mark.parametrize("runs", [[], ["few-random-0"], ["random-0"], ["kd-random-0"], ["visible-high-0"]])
+def test_a_part_of_the_series_gives_its_tables_and_no_error(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment, "FILES", tmp_path / "results")
+    for name in runs:
+        finished_run(tmp_path / name, LOG, 20)
+    argv = ["experiment.py", "--collect", str(tmp_path), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr("sys.argv", argv)
+    experiment.main()
+    printed = capsys.readouterr()
+    assert ("| random" in printed.out) == (runs in (["few-random-0"], ["random-0"]))
+    assert ("collapse-loss.svg" in printed.err) == (runs in (["random-0"], ["visible-high-0"]))
