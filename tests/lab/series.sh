@@ -117,6 +117,7 @@ main() {
         echo "pretrain by-reducible-$seed $taught --masking reducible --kd-alpha 0"
     done | two_at_once
     judge_arms random blank-high blank-sample memory kd-random kd-teacher kd-reducible by-teacher by-reducible
+    $PYTHON tests/lab/easy_tokens.py share --runs "$RUNS"/random-?
 }
 
 more() {
@@ -164,7 +165,7 @@ code() {
         echo "pretrain code-high-$seed train.py --corpus $RUNS/python.txt $SETTING --select high --seed $seed"
         echo "pretrain code-sample-$seed train.py --corpus $RUNS/python.txt $SETTING --seed $seed"
     done | two_at_once
-    $PYTHON tests/lab/easy_tokens.py share --runs "$RUNS"/random-? "$RUNS"/code-random-?
+    $PYTHON tests/lab/easy_tokens.py share --runs "$RUNS"/code-random-?
 }
 
 language() {
