@@ -62,6 +62,7 @@ ARMS = {  # name: (options of train.py, colour in the figure)
     "sample, visible": ("--reading visible", "pink"),
     "sample, reducible": ("--select sample", "teal"),  # by max(0, H of the model - H of the language)
 }
+FIGURE = (RANDOM, "low", "high", "sample", "sample, memory")  # more lines would hide each other
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ["noise", "keys", "steps", "arm", "seed", "steps_made", "gflop", "below_1_nat", "floor"]
 COLUMNS += [*(f"{kind}_loss" for kind in KINDS), "curve"]
@@ -343,9 +344,10 @@ def transition_table(results: list) -> str:
 
 
 def median_curves(results: list) -> dict:
-    """{arm: (colour, steps, learnable loss: the median over seeds)}"""
+    """{arm: (colour, steps, learnable loss: the median over seeds)} of the arms that the figure shows."""
     lines = {}
-    for arm, rows in by_arm(results).items():
+    shown = [result for result in results if result["arm"] in FIGURE]
+    for arm, rows in by_arm(shown).items():
         curves = [[point.split(":") for point in row["curve"].split()] for row in rows]
         steps = [int(step) for step, _ in curves[0]]
         losses = [[float(loss) for _, loss in curve] for curve in curves]
@@ -364,10 +366,10 @@ def show(results: list, out: Path):
         print(loss_table(rows))
         print(f"\n{transition_table(rows)}")
         path = out / f"language-{noise}-{keys}-{steps}.svg"
-        title = f"Loss of the learnable tokens: {kinds}"
-        svg = line_chart(title, median_curves(rows), "step", "nats per learnable token")
-        path.write_text(svg, encoding="utf-8")
-        print(f"\nwritten to {path}")
+        if lines := median_curves(rows):
+            title = f"Held-out loss of the learnable tokens ({kinds})"
+            path.write_text(line_chart(title, lines, "step", "nats per learnable token"), encoding="utf-8")
+            print(f"\nwritten to {path}")
 
 
 def main(argv=None):

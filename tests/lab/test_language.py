@@ -156,7 +156,7 @@ def test_every_arm_runs_and_finished_runs_are_left_out(small, tmp_path, capsys, 
     assert "seed 0" not in capsys.readouterr().out
     assert len(language.read_results(tmp_path / "language.csv")) == len(results) + 1
     svg = (tmp_path / "language-0-3-4.svg").read_text()
-    assert svg.count("<polyline") == len(language.ARMS)
+    assert svg.count("<polyline") == len(language.FIGURE)
 
 
 def test_without_results_there_is_nothing_to_show(tmp_path):
@@ -217,6 +217,7 @@ def test_the_figure_shows_the_median_of_the_seeds():
     rows = [
         {"arm": "random", "curve": f"0:4.00 10:{end}", "seed": str(seed)} for seed, end in enumerate(ends)
     ]
+    rows.append(rows[0] | {"arm": "sample, visible"})  # not shown
     assert language.median_curves(rows) == {"random": ("blue", [0, 10], [4.0, 3.0])}
 
 
