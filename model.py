@@ -440,7 +440,7 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
 
     Its ids are those of AutoTokenizer in `transformers` 5: only words come from tokenizer.json, and text is
     treated as tokenizer_config.json says, by default as in BERT uncased; `lowercase` overrides both. The ids
-    are 0 to get_vocab_size() - 1. Raises ValueError for what is damaged or no WordPiece vocabulary of BERT's.
+    are 0 to get_vocab_size() - 1. Raises ValueError for what is damaged, or would be read differently there.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent

@@ -79,7 +79,8 @@ def make_parser(description: str, sources=("random", "self", "teacher")) -> argp
     add("--teacher", default="", help="checkpoint folder of the model for --masking teacher")
     add("--reading", default="blank", choices=["visible", "blank", "memory"], help="of what; see README")
     add("--candidates", type=float, default=2.0, help="blanks tried per mask, for --reading blank")
-    add("--select", default="sample", choices=list(masking.RULES), help="rule that picks masks by entropy")
+    rules = [rule for rule in masking.RULES if rule != "random"]  # that is --masking random
+    add("--select", default="sample", choices=rules, help="rule that picks masks by entropy")
     add("--select-temperature", type=float, default=1.0, help="tau of --select sample")
     add("--mask-ratio", type=float, default=0.15, help="share of the tokens that is masked")
     add("--random-share", type=float, default=0.0, help="part of the masks that is drawn at random instead")
@@ -117,7 +118,10 @@ def check(o, parser, world: int):
     if o.from_ and (o.vocab or o.cased or o.size != parser.get_default("size")):
         raise ValueError("--from brings its own vocabulary and size: leave --vocab, --cased and --size out")
     for folder in filter(None, (o.from_, o.teacher)):
-        bert.BertConfig.from_folder(folder)  # raises where it is no BERT, before its tokenizer is blamed
+        config = bert.BertConfig.from_folder(folder)  # raises where it is no BERT
+        if config.max_position_embeddings < o.seq_len:
+            longest = config.max_position_embeddings
+            raise ValueError(f"{folder} reads rows of at most {longest} tokens: choose a shorter --seq-len")
     if o.lr == 0 and o.from_:
         o.lr = 5e-5  # a higher rate would undo what was learned
     elif o.lr == 0:
@@ -398,7 +402,7 @@ def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.
 
 
 def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """Resolve "auto": a GPU if there is one; bfloat16 where the hardware multiplies it, or float16 on a GPU.
+    """Resolve "auto": a GPU if there is one; bfloat16 where it is fast, or float16 on a GPU.
 
     On a GPU products that stay float32 use TF32. Raises ValueError for a device that cannot be used.
     """

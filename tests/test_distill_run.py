@@ -247,8 +247,17 @@ def test_a_table_is_computed_once_and_an_interrupted_one_not_at_all(distil, tmp_
     assert len(calls) == 2 + -(-run.row_count // 64), "another run with this teacher and text reads the table"
 
 
+@pytest.fixture
+def one_thread():
+    """As in the nursery's processes: the number of threads decides in which order numbers are added."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def test_two_runs_that_make_a_table_at_once_do_not_disturb_each_other(
-    distil, tmp_path, monkeypatch, nursery, teacher, corpus
+    distil, tmp_path, monkeypatch, nursery, teacher, corpus, one_thread
 ):
     options = ["--masking", "teacher", "--entropy-warmup", 0, *FEW]
     given = [*options, "--cache", tmp_path / "cache"]
@@ -280,7 +289,7 @@ BAD = {
     "temperature 0": (["--kd-temperature", "0"], "--kd-temperature above 0"),
     "widths": (["--size", "mini", "--student-init", "layers"], "hidden_size 256, the teacher 128"),
     "two starts": (["--from", "TEACHER", "--student-init", "layers"], "--student-init has no effect"),
-    "rows too long": (["--seq-len", "600"], "600 tokens is longer than the model.s 512 positions"),
+    "rows too long": (["--seq-len", "600"], "rows of at most 512 tokens"),
     "memory of a teacher": (["--masking", "teacher", "--reading", "memory"], "no --reading memory"),
 }
 

@@ -1,4 +1,4 @@
-"""How many tokens of a text are easy? Entropy masking can help only where random masks are spent on such.
+"""How many tokens of a text are easy? A mask on one of them teaches little, and random masks do not know it.
 
     python tests/lab/easy_tokens.py text --out data/python.txt    Python source on this machine as a corpus
     python tests/lab/easy_tokens.py share --runs runs/random-0    the share of easy tokens, to a finished run

@@ -364,7 +364,8 @@ def show(results: list, out: Path):
         print(f"\nOf {LENGTH} tokens {kinds}. A table of {keys * keys} entries, {steps:,} steps.")
         print(f"The best possible loss of the learnable tokens is {floor:.2f} nats.\n")
         print(loss_table(rows))
-        print(f"\n{transition_table(rows)}")
+        if RANDOM in by_arm(rows):  # the others are compared with it
+            print(f"\n{transition_table(rows)}")
         path = out / f"language-{noise}-{keys}-{steps}.svg"
         if lines := median_curves(rows):
             title = f"Held-out loss of the learnable tokens ({kinds})"

@@ -159,6 +159,12 @@ def test_every_arm_runs_and_finished_runs_are_left_out(small, tmp_path, capsys, 
     assert svg.count("<polyline") == len(language.FIGURE)
 
 
+def test_arms_without_random_masks_are_compared_with_nothing(small, tmp_path, capsys):
+    argv = ["--steps", "4", "--keys", "3", "--seeds", "0", "--results", str(tmp_path)]
+    language.main([*argv, "--arms", "sample, visible"])
+    assert "| sample, visible " in capsys.readouterr().out
+
+
 def test_without_results_there_is_nothing_to_show(tmp_path):
     with pytest.raises(SystemExit, match="holds no results yet: name --seeds, or try --small"):
         language.main(["--results", str(tmp_path)])
