@@ -13,7 +13,6 @@ import train  # isort: skip (first: it sets how threads wait, before torch is im
 
 import hashlib
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -171,9 +170,7 @@ class Distillation(train.Pretraining):
         path = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.npy"
         if self.rank == 0 and not path.exists():
             print(f"entropies of the teacher: {passes} passes over the text, kept in {path}", flush=True)
-            part = path.with_suffix(f".{os.getpid()}")  # runs side by side may all make it
-            bert.atomic_write(part, self.write_entropies)
-            part.replace(path)
+            bert.atomic_write(path, self.write_entropies)
         self.sum_over_processes(torch.zeros(1, device=self.device))  # the others wait
         return np.load(path, mmap_mode="r")
 

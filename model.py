@@ -337,7 +337,7 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
 
 def atomic_write(path: Path, write):
     """Call write(file) on a file beside `path`, then rename it: never half-written. Raises OSError."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two runs at once may write the same
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -345,9 +345,10 @@ def atomic_write(path: Path, write):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or "is the disk full?"
         raise OSError(f"cannot write {path} ({reason}); what was saved before is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value):
@@ -478,8 +479,7 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
         raise ValueError(f"{path} is missing, damaged or no vocabulary: {error}") from None
 
     ids = tokenizer.get_vocab()
-    missing = [word for word in SPECIAL_TOKENS if word not in ids]
-    if missing:
+    if missing := [word for word in SPECIAL_TOKENS if word not in ids]:
         raise ValueError(f"{path} lacks {' '.join(missing)}: is it BERT's vocabulary?")
     if "" in ids or sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(f"{path}: pieces are blank, repeated, or not numbered from 0 without gaps")

@@ -170,6 +170,35 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path], "the temporary file must be gone"
 
 
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def interrupted(file):
+        file.write(b"half of the new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, interrupted)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path], "the temporary file must be gone"
+
+
+def test_two_programs_that_write_a_file_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+
+    def overtaken(file):
+        file.write(b"the first, ")
+        monkeypatch.setattr("os.getpid", lambda: 1)
+        atomic_write(path, lambda other: other.write(b"the second"))
+        monkeypatch.undo()
+        assert path.read_bytes() == b"the second", "whole as soon as its program is done"
+        file.write(b"later")
+
+    atomic_write(path, overtaken)
+    assert path.read_bytes() == b"the first, later"
+    assert list(tmp_path.iterdir()) == [path], "one file, and nothing unfinished"
+
+
 def test_a_folder_that_this_project_wrote_before_is_read_and_written_over(folder):
     path, logits = folder
     as_pytorch_model(path)

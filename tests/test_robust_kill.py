@@ -283,7 +283,7 @@ def test_a_run_that_died_while_checkpoints_change_places_continues(train, tmp_pa
     with killed_in_step(7):
         train(out="broken")
     (tmp_path / "broken" / "checkpoint.pt").replace(tmp_path / "broken" / "checkpoint.previous.pt")
-    (tmp_path / "broken" / "checkpoint.pt.tmp").write_bytes(b"half of it")
+    (tmp_path / "broken" / "checkpoint.pt.1.tmp").write_bytes(b"half of it")
     train("--resume", out="broken")
     assert same(tmp_path / "whole", tmp_path / "broken")
 
