@@ -62,8 +62,8 @@ def spread_out(wanted: list[float], gap: float, low: float, high: float) -> list
     return [start + i * gap for i, start in enumerate(starts)]
 
 
-def line_chart(title: str, lines: dict, x_label: str, y_label: str, zero: bool = False) -> str:
-    """An SVG picture. lines: {name: (colour, xs, ys)}, each named beside its end; zero: y = 0 is thick."""
+def line_chart(title: str, lines: dict, x_label: str, y_label: str, mark: float | None = None) -> str:
+    """An SVG picture. lines: {name: (colour, xs, ys)}, each named at its end; mark: the y of a thick line."""
     xs = [x for _, line_xs, _ in lines.values() for x in line_xs]
     ys = [y for _, _, line_ys in lines.values() for y in line_ys]
     x_low = min(xs)
@@ -94,10 +94,10 @@ def line_chart(title: str, lines: dict, x_label: str, y_label: str, zero: bool =
     # the grid and its numbers
     y_ticks = ticks(y_low, y_high)
     for y in y_ticks:
-        width = 1.5 if zero and abs(y) < 1e-9 else 0.3
-        line = f"M{LEFT} {down(y):.1f}H{right:.0f}"
-        parts.append(f'<path d="{line}" stroke="{GREY}" stroke-width="{width}"/>')
+        parts.append(f'<path d="M{LEFT} {down(y):.1f}H{right:.0f}" stroke="{GREY}" stroke-width="0.3"/>')
         parts.append(text(LEFT - 8, down(y) + 4, tick_label(y, y_ticks[1] - y_ticks[0]), "end"))
+    if mark is not None and y_low <= mark <= y_high:
+        parts.append(f'<path d="M{LEFT} {down(mark):.1f}H{right:.0f}" stroke="{GREY}" stroke-width="1.5"/>')
     x_ticks = ticks(x_low, x_high)
     for x in x_ticks:
         parts.append(f'<path d="M{across(x):.1f} {bottom}v5" stroke="{GREY}"/>')

@@ -505,7 +505,7 @@ def figures() -> dict:
     ids = "Distinct token ids that a step masks, one seed"
     charts = {
         "arms-loss.svg": ("Held-out loss, mean of three seeds", loss_lines(shown), "step", nats),
-        "arms-difference.svg": (difference, difference_lines(), later, nats, True),
+        "arms-difference.svg": (difference, difference_lines(), later, nats, 0),
         "collapse-loss.svg": ("Held-out loss, one seed", collapse_lines("held_out_loss"), later, nats),
         "collapse-ids.svg": (ids, collapse_lines("distinct_ids"), later, "ids"),
     }

@@ -369,7 +369,8 @@ def show(results: list, out: Path):
         path = out / f"language-{noise}-{keys}-{steps}.svg"
         if lines := median_curves(rows):
             title = f"Held-out loss of the learnable tokens ({kinds})"
-            path.write_text(line_chart(title, lines, "step", "nats per learnable token"), encoding="utf-8")
+            svg = line_chart(title, lines, "step", "nats per learnable token", mark=1)
+            path.write_text(svg, encoding="utf-8")
             print(f"\nwritten to {path}")
 
 

@@ -85,6 +85,21 @@ def test_names_do_not_overlap_and_nothing_leaves_the_picture():
         assert 0 < float(text.get("y")) < chart.HEIGHT
 
 
+@pytest.mark.parametrize("mark", [None, 0, 5.5, 6, 40])
+def test_a_height_that_stands_out_is_drawn_once_where_it_belongs(mark):
+    lines = {"name": ("blue", [0, 100], [4.0, 8.0])}
+    svg = ElementTree.fromstring(chart.line_chart("t", lines, "x", "y", mark=mark))
+    thick = [path.get("d") for path in svg.iter(f"{SVG}path") if path.get("stroke-width") == "1.5"]
+    if mark not in (5.5, 6):
+        assert not thick, "no height, or one outside of the picture"
+        return
+    low, high = [
+        float(point.split(",")[1]) for point in next(svg.iter(f"{SVG}polyline")).get("points").split()
+    ]
+    expected = low + (high - low) * (mark - 4) / 4
+    assert [float(re.search(r" (\S+)H", path)[1]) for path in thick] == pytest.approx([expected], abs=0.1)
+
+
 @pytest.mark.parametrize("line", [("blue", [20], [7.0]), ("blue", [0, 20], [7.0, 7.0])])
 def test_a_point_and_a_flat_line_have_a_picture_too(line):
     svg = ElementTree.fromstring(chart.line_chart("t", {"name": line}, "x", "y"))
