@@ -174,6 +174,10 @@ language() {
         echo "once language-0-$seed $program --noise 0 --steps ${SHORT:-1500}"
         echo "once language-4-$seed $program --noise 4 --steps ${SHORT:-2000}"
     done | two_at_once
+    for seed in 10 11 12 13 14 15 16 17; do # does memory learn sooner on new seeds too?
+        program="$PYTHON tests/lab/language.py --results $RESULTS/new-seeds --seeds $seed"
+        echo "once language-new-$seed $program --steps ${SHORT:-1500} --arms random 'sample, memory'"
+    done | two_at_once
 }
 
 quality() {
