@@ -12,7 +12,8 @@ A row is six records of eleven tokens. Each token of a record is of one kind:
     noise      drawn at random; with --noise n it takes the place of n of the easy words
 
 The runs are train.py's, with its options. Measured: held-out loss of each kind under the same random masks,
-and the step at which the learnable tokens fall below 1 nat. Tables are Markdown; a figure is an SVG file.
+the step at which the learnable tokens fall below 1 nat, and which kinds an arm masks before that. Tables are
+Markdown; a figure is an SVG file.
 """
 
 import sys
@@ -50,6 +51,10 @@ KINDS = ("easy", "keys", "learnable", "noise")
 ROWS = 4096  # of the training text, which is read again and again
 
 RANDOM_STEPS = 120  # before entropies choose
+EARLY = (
+    200,
+    450,
+)  # evaluations at which entropies have chosen since the last one, and no arm knows the table
 RANDOM = "random"
 LONGER = "random, longer"  # as many steps as make up for the extra pass of `sample`
 ARMS = {  # name: (options of train.py, colour in the figure)
@@ -65,7 +70,7 @@ ARMS = {  # name: (options of train.py, colour in the figure)
 FIGURE = (RANDOM, "low", "high", "sample", "sample, memory")  # more lines would hide each other
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ["noise", "keys", "steps", "arm", "seed", "steps_made", "gflop", "below_1_nat", "floor"]
-COLUMNS += [*(f"{kind}_loss" for kind in KINDS), "curve"]
+COLUMNS += [*(f"{kind}_loss" for kind in KINDS), "curve", "masked"]
 
 
 class Language:
@@ -116,6 +121,13 @@ class Language:
         kinds[self.noise_places] = 3
         return torch.from_numpy(np.pad(np.tile(kinds, RECORDS), 1, constant_values=-1))
 
+    def kind_of_word(self) -> torch.Tensor:
+        """The number in KINDS of every word: [V]; special tokens, which are never masked, count as easy."""
+        kinds = torch.zeros(len(self.words), dtype=torch.long)
+        for group, kind in (("key", "keys"), ("value", "learnable"), ("noise", "noise")):
+            kinds[self.first[group] :] = KINDS.index(kind)  # up to the next group
+        return kinds
+
     def true_entropy(self, ids, hidden) -> torch.Tensor:
         """Entropy of each hidden token given all visible ones: [B, 68], nats; 0 where nothing is hidden.
 
@@ -162,7 +174,7 @@ class Experiment(train.Pretraining):
         self.reducible = reducible
         held_out = language.rows(train.EXAM_ROWS).flatten()
         self.exam = train.draw_exam(held_out, o.seq_len, self.cls, self.sep, self.mask)
-        self.kind = language.kind_of_place()[self.exam[1]]  # of each masked token
+        self.kind = language.kind_of_place()[self.exam[1]]  # of each token that the exam masks
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
         """As in train.py; reducible: max(0, H - H of somebody who knows the language)."""
@@ -172,7 +184,10 @@ class Experiment(train.Pretraining):
         return entropy
 
     def report(self, speed: float = 0.0):
-        """Held-out loss, nats per token, of all tokens and of each kind; a kind that is not there has NaN."""
+        """Held-out loss, nats per token, of all tokens and of each kind; a kind that is not there has NaN.
+
+        Also the share of each kind in the masks of the steps since the last evaluation.
+        """
         losses = []
         with self.autocast(), masking.evaluating(self.model):
             for ids, places, labels in zip(*(part.split(64) for part in self.exam), strict=True):
@@ -181,6 +196,9 @@ class Experiment(train.Pretraining):
         loss = torch.cat(losses)
         line = {"step": self.step, "held_out_loss": loss.mean().item()}
         line |= {name: loss[self.kind == number].mean().item() for number, name in enumerate(KINDS)}
+        if self.seen:
+            masks = torch.zeros(len(KINDS)).index_add_(0, self.language.kind_of_word(), self.seen["ids"])
+            line["masked"] = (masks / masks.sum()).tolist()
         self.log.append(line)
         self.sums.clear()
         self.seen.clear()
@@ -232,6 +250,8 @@ def make_run(arm: str, seed: int, o) -> dict:
     result |= {"below_1_nat": below[0] if below else "never", "floor": f"{run.lowest_loss():.3f}"}
     result |= {f"{kind}_loss": f"{run.log[-1][kind]:.3f}" for kind in KINDS}
     result["curve"] = " ".join(f"{line['step']}:{line['learnable']:.2f}" for line in run.log)
+    early = [line["masked"] for line in run.log if EARLY[0] <= line["step"] <= EARLY[1]]
+    result["masked"] = "/".join(f"{share:.3f}" for share in np.mean(early, axis=0)) if early else ""
     return result
 
 
@@ -343,6 +363,15 @@ def transition_table(results: list) -> str:
     return markdown(lines)
 
 
+def mask_table(results: list) -> str:
+    """Which kinds an arm masks before any arm knows the table; of the runs that say so."""
+    lines = [["masks", "runs", *KINDS]]
+    for arm, rows in by_arm([row for row in results if row["masked"]]).items():
+        shares = np.mean([list(map(float, row["masked"].split("/"))) for row in rows], axis=0)
+        lines.append([arm, str(len(rows)), *(f"{share:.1%}" for share in shares)])
+    return markdown(lines)
+
+
 def median_curves(results: list) -> dict:
     """{arm: (colour, steps, learnable loss: the median over seeds)} of the arms that the figure shows."""
     lines = {}
@@ -366,6 +395,8 @@ def show(results: list, out: Path):
         print(loss_table(rows))
         if RANDOM in by_arm(rows):  # the others are compared with it
             print(f"\n{transition_table(rows)}")
+        print(f"\nWhat is masked, on average at the evaluations from step {EARLY[0]} to {EARLY[1]}:\n")
+        print(mask_table(rows))
         path = out / f"language-{noise}-{keys}-{steps}.svg"
         if lines := median_curves(rows):
             title = f"Held-out loss of the learnable tokens ({kinds})"

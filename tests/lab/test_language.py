@@ -159,6 +159,27 @@ def test_every_arm_runs_and_finished_runs_are_left_out(small, tmp_path, capsys, 
     assert svg.count("<polyline") == len(language.FIGURE)
 
 
+def test_the_kinds_that_are_masked_are_those_of_the_masked_places(small, tmp_path, monkeypatch):
+    tongue = Language(seed=0, noise=4, keys=3)
+    tongue.write(tmp_path)
+    small.noise = 4
+    run = language.Experiment(language.options_of("random", 0, tmp_path, small), tongue, False)
+    places = []
+    original = run.choose
+
+    def choose(*given):
+        selected = original(*given)
+        places.append(tongue.kind_of_place().expand(selected.shape)[selected])
+        return selected
+
+    monkeypatch.setattr(run, "choose", choose)
+    train.train(run)
+    assert "masked" not in run.log[0], "before the first step nothing was masked"
+    for line, kinds in zip(run.log[1:], (places[:2], places[2:]), strict=True):
+        counts = torch.cat(kinds).bincount(minlength=len(KINDS))
+        assert line["masked"] == pytest.approx((counts / counts.sum()).tolist())
+
+
 def test_arms_without_random_masks_are_compared_with_nothing(small, tmp_path, capsys):
     argv = ["--steps", "4", "--keys", "3", "--seeds", "0", "--results", str(tmp_path)]
     language.main([*argv, "--arms", "sample, visible"])
@@ -218,6 +239,13 @@ def test_arms_are_compared_at_equal_steps_and_at_equal_operations():
     assert low[1] == low[5] == "never" and low[2] == low[6] == "", "a run that never gets there has no mean"
 
 
+def test_the_table_of_kinds_is_the_mean_of_the_runs_that_know_it():
+    rows = [{"arm": "random", "masked": masked} for masked in (".5/.3/.2/0", ".7/.1/.2/0", "")]
+    table = language.mask_table([*rows, {"arm": "low", "masked": ""}]).splitlines()
+    assert cells(table[0]) == ["masks", "runs", *KINDS]
+    assert [cells(line) for line in table[2:]] == [["random", "2", "60.0%", "20.0%", "20.0%", "0.0%"]]
+
+
 def test_the_figure_shows_the_median_of_the_seeds():
     ends = ("1.00", "3.00", "9.00")
     rows = [
@@ -235,6 +263,6 @@ def test_the_tables_in_the_report_are_those_of_the_raw_results():
     results = language.read_results(language.RESULTS / "language.csv")
     for setting in {language.setting_of(row) for row in results}:
         rows = [row for row in results if language.setting_of(row) == setting]
-        for table in (language.loss_table(rows), language.transition_table(rows)):
+        for table in (language.loss_table(rows), language.transition_table(rows), language.mask_table(rows)):
             for line in table.splitlines():
                 assert line in report, f"the report lacks this line of tests/lab/language.py:\n{line}"
