@@ -33,6 +33,7 @@ import flops
 import numpy as np
 import torch
 from chart import line_chart
+from easy_tokens import EASY
 from experiment import against, spread
 
 import masking
@@ -70,7 +71,7 @@ ARMS = {  # name: (options of train.py, colour in the figure)
 FIGURE = (RANDOM, "low", "high", "sample", "sample, memory")  # more lines would hide each other
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ["noise", "keys", "steps", "arm", "seed", "steps_made", "gflop", "below_1_nat", "floor"]
-COLUMNS += [*(f"{kind}_loss" for kind in KINDS), "curve", "masked"]
+COLUMNS += [*(f"{kind}_loss" for kind in KINDS), "curve", "masked", "easy_share"]
 
 
 class Language:
@@ -210,6 +211,11 @@ class Experiment(train.Pretraining):
         truth = self.language.true_entropy(ids.scatter(1, places, labels), hidden).gather(1, places)
         return truth[self.kind == KINDS.index("learnable")].mean().item()
 
+    def easy_share(self) -> float:
+        """The share of the exam's tokens that are easy to the model: see easy_tokens.py."""
+        ids, places, _ = self.exam
+        return (masking.entropy_at(self.model, places, ids) < EASY).float().mean().item()
+
 
 # ---- runs ----
 
@@ -249,6 +255,7 @@ def make_run(arm: str, seed: int, o) -> dict:
     result |= {"steps_made": settings.steps, "gflop": round(operations / 1e9)}
     result |= {"below_1_nat": below[0] if below else "never", "floor": f"{run.lowest_loss():.3f}"}
     result |= {f"{kind}_loss": f"{run.log[-1][kind]:.3f}" for kind in KINDS}
+    result["easy_share"] = f"{run.easy_share():.3f}"
     result["curve"] = " ".join(f"{line['step']}:{line['learnable']:.2f}" for line in run.log)
     early = [line["masked"] for line in run.log if EARLY[0] <= line["step"] <= EARLY[1]]
     result["masked"] = "/".join(f"{share:.3f}" for share in np.mean(early, axis=0)) if early else ""
@@ -392,6 +399,8 @@ def show(results: list, out: Path):
         floor = np.mean([float(row["floor"]) for row in rows])
         print(f"\nOf {LENGTH} tokens {kinds}. A table of {keys * keys} entries, {steps:,} steps.")
         print(f"The best possible loss of the learnable tokens is {floor:.2f} nats.\n")
+        if shares := [float(row["easy_share"]) for row in rows if row["arm"] == RANDOM and row["easy_share"]]:
+            print(f"Its models find {np.mean(shares):.1%} of the tokens easy (random masks, at the end).\n")
         print(loss_table(rows))
         if RANDOM in by_arm(rows):  # the others are compared with it
             print(f"\n{transition_table(rows)}")

@@ -107,6 +107,18 @@ def test_the_loss_of_the_kinds_is_the_exam_s_loss_in_parts(small, tmp_path):
     assert 0 < run.lowest_loss() < math.log(9), "at most all nine pairs of keys are possible"
 
 
+def test_easy_is_what_the_model_is_sure_of(small, tmp_path, monkeypatch):
+    tongue = Language(seed=0, noise=0, keys=3)
+    tongue.write(tmp_path)
+    run = language.Experiment(language.options_of("random", 0, tmp_path, small), tongue, False)
+    ids, places, _ = run.exam
+    with torch.no_grad():
+        p = run.model.eval()(ids, positions=places).double().softmax(-1)
+    entropy = torch.special.entr(p).sum(-1)
+    monkeypatch.setattr(language, "EASY", entropy.quantile(0.25).item() + 1e-5)
+    assert run.easy_share() == pytest.approx(0.25, abs=0.01)
+
+
 def test_reducible_is_what_the_model_does_not_know_less_what_nobody_knows(small, tmp_path, monkeypatch):
     tongue = Language(seed=0, noise=4, keys=3)
     tongue.write(tmp_path)
@@ -133,6 +145,7 @@ def test_the_longer_random_run_has_the_operations_of_sample(tmp_path, monkeypatc
             made["steps"] = o.steps
             self.log = [{"step": o.steps, "learnable": 0.5, **dict.fromkeys(KINDS, 0.5)}]
             self.lowest_loss = lambda: 0.0
+            self.easy_share = lambda: 0.0
 
     monkeypatch.setattr(language, "Experiment", NoTraining)
     monkeypatch.setattr(train, "train", lambda run: None)
