@@ -115,6 +115,8 @@ def check(o, parser, world: int):
             raise ValueError(f"--{name.replace('_', '-')} has no effect with --masking random: leave it out")
     if o.masking == "teacher" and (o.reading == "memory" or not o.teacher):
         raise ValueError("--masking teacher needs --teacher FOLDER, and has no --reading memory")
+    if o.teacher and o.masking != "teacher" and "kd_alpha" not in o:  # distill.py has that option
+        raise ValueError("--teacher has no effect here without --masking teacher; distill.py learns from one")
     if o.from_ and (o.vocab or o.cased or o.size != parser.get_default("size")):
         raise ValueError("--from brings its own vocabulary and size: leave --vocab, --cased and --size out")
     for folder in filter(None, (o.from_, o.teacher)):
@@ -216,8 +218,7 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
     tokenizer.encode_special_tokens = True  # a literal "[MASK]" in a text stays text
     seen = set()
     with open(folder / "train.ids", "wb") as train, open(folder / "held_out.ids", "wb") as held_out:
-        documents = read_documents(paths)
-        for document in tqdm(documents, "tokenising", unit=" documents", leave=False, disable=None):
+        for document in tqdm(read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None):
             new = []
             for paragraph in document:
                 plain = re.sub(r"\d+", "0", " ".join(paragraph.lower().split()))

@@ -516,6 +516,7 @@ BAD = {
     "vocabulary without [MASK]": (["--vocab", "words.txt"], r"words.txt lacks .*\[MASK\]"),
     "teacher missing": (["--masking", "teacher", "--teacher", "nowhere"], "nowhere"),
     "teacher not given": (["--masking", "teacher"], "needs --teacher"),
+    "a teacher that is not asked": (["--teacher", "TEACHER"], "no effect here without --masking teacher"),
     "teacher of other pieces": (
         ["--masking", "teacher", "--teacher", "TEACHER", "--vocab", "letters.txt"],
         "other pieces.*--vocab",
