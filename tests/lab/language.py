@@ -52,10 +52,7 @@ KINDS = ("easy", "keys", "learnable", "noise")
 ROWS = 4096  # of the training text, which is read again and again
 
 RANDOM_STEPS = 120  # before entropies choose
-EARLY = (
-    200,
-    450,
-)  # evaluations at which entropies have chosen since the last one, and no arm knows the table
+EARLY = (200, 450)  # evaluations in this range: entropies choose already, and no arm knows the table yet
 RANDOM = "random"
 LONGER = "random, longer"  # as many steps as make up for the extra pass of `sample`
 ARMS = {  # name: (options of train.py, colour in the figure)
@@ -404,8 +401,9 @@ def show(results: list, out: Path):
         print(loss_table(rows))
         if RANDOM in by_arm(rows):  # the others are compared with it
             print(f"\n{transition_table(rows)}")
-        print(f"\nWhat is masked, on average at the evaluations from step {EARLY[0]} to {EARLY[1]}:\n")
-        print(mask_table(rows))
+        if any(row["masked"] for row in rows):
+            print(f"\nWhat is masked, on average at the evaluations from step {EARLY[0]} to {EARLY[1]}:\n")
+            print(mask_table(rows))
         path = out / f"language-{noise}-{keys}-{steps}.svg"
         if lines := median_curves(rows):
             title = f"Held-out loss of the learnable tokens ({kinds})"
