@@ -409,9 +409,9 @@ def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
         extra = operations[rows[0]["run"]] / cheapest - 1
         if extra > 0.01:
             last = steps[-1]
-            cheap_steps = (
-                0.0 if arm.startswith("kd") else 0.3 * last
-            )  # the first ones cost what random ones do
+            cheap_steps = 0.3 * last  # with random masks, which cost nothing extra
+            if arm.startswith(("kd", "random")):
+                cheap_steps = 0.0  # a teacher, or more masks, cost something in every step
             price = 1 + extra * last / (last - cheap_steps)  # of each later one, in random steps
             cells = []
             for budget in milestones:
