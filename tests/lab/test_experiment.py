@@ -18,7 +18,9 @@ PROGRAMS = ("train.py", "distill.py", "memory_variants.py", "frequency.py")
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_the_tables_in_the_report_are_those_of_the_raw_results(table):
+@pytest.mark.parametrize("folder", ["results", "results/with-a-teacher"])
+def test_the_tables_in_the_report_are_those_of_the_raw_results(folder, table, monkeypatch):
+    monkeypatch.setattr(experiment, "FILES", LAB / folder)
     report = (LAB / "README.md").read_text(encoding="utf-8")
     head, _, *lines = table().splitlines()
     for line in [head, *lines] if lines else []:  # an empty table is not shown
