@@ -393,29 +393,34 @@ def main_curves() -> dict:
     return by_arm([row for row in read("curves") if row["run"] in finished], ARMS)
 
 
-def curve_table(milestones=(1000, 2000, 3000, 4000)) -> str:
+def without_entropies(arm: str) -> str:
+    """The arm with random masks whose steps cost what those of `arm` do before entropies choose."""
+    if arm.startswith("kd"):
+        return "kd-random"
+    return "random-40" if arm.endswith("-40") else "random"
+
+
+def curve_table(milestones=(1000, 2000, 3000, 4000), random_share=0.3) -> str:
     """Held-out loss on the way, at equal steps and at equal operations: of as many random steps.
 
-    Between two evaluations on a straight line.
+    random_share: the part of a run whose masks are random in every arm. Between two evaluations on a
+    straight line.
     """
-    operations = {row["run"]: float(row["mflop_a_token"]) for row in read("runs")}
-    cheapest = min(operations.values(), default=0.0)
+    operations = {arm: float(rows[0]["mflop_a_token"]) for arm, rows in by_arm(read("runs"), ARMS).items()}
     table = [["masks", "equal", *(f"{step:,} steps" for step in milestones)]]
     for arm, rows in main_curves().items():
         steps, losses = mean_curve(rows)
         cells = [f"{np.interp(step, steps, losses):.3f}" for step in milestones]
         table.append([ARMS[arm], "steps", *cells])
 
-        extra = operations[rows[0]["run"]] / cheapest - 1
-        if extra > 0.01:
-            last = steps[-1]
-            cheap_steps = 0.3 * last  # with random masks, which cost nothing extra
-            if arm.startswith(("kd", "random")):
-                cheap_steps = 0.0  # a teacher, or more masks, cost something in every step
-            price = 1 + extra * last / (last - cheap_steps)  # of each later one, in random steps
+        price = operations[arm] / min(operations.values())  # of a step, in random ones, on average
+        if price > 1.01:
+            first = random_share * steps[-1]
+            before = operations.get(without_entropies(arm), operations[arm]) / min(operations.values())
+            after = (price - random_share * before) / (1 - random_share)
             cells = []
             for budget in milestones:
-                reached = min(budget, cheap_steps) + max(0, budget - cheap_steps) / price
+                reached = min(first, budget / before) + max(0, budget - first * before) / after
                 cells.append(f"{np.interp(reached, steps, losses):.3f}")
             table.append([ARMS[arm], "operations", *cells])
     return markdown(table)
@@ -469,6 +474,8 @@ def clock_table(steps=(1000, 1500, 2000, 2500, 3000), seconds=(60, 90, 120, 150,
 def collapse_lines(column: str) -> dict:
     """A column of curves.csv for the runs in COLLAPSE, to step 2,000, where two of them were stopped."""
     lines = {}
+    if not any(row["run"].startswith("visible") for row in read("curves")):
+        return lines  # these are what it is about
     for run, name in COLLAPSE.items():
         rows = [row for row in read("curves") if row["run"] == run and 0 < int(row["step"]) <= 2000]
         if rows:

@@ -117,7 +117,8 @@ main() {
         echo "pretrain by-reducible-$seed $taught --masking reducible --kd-alpha 0"
     done | two_at_once
     judge_arms random blank-high blank-sample memory kd-random kd-teacher kd-reducible by-teacher by-reducible
-    $PYTHON tests/lab/easy_tokens.py share --runs "$RUNS"/random-?
+    pairs teacher
+    $PYTHON tests/lab/easy_tokens.py share --runs "$RUNS"/random-? "$RUNS"/by-*-?
 }
 
 more() {

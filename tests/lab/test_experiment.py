@@ -27,12 +27,14 @@ def test_the_tables_in_the_report_are_those_of_the_raw_results(folder, table, mo
         assert line in report, f"the report lacks this line of `python tests/lab/experiment.py`:\n{line}"
 
 
-def test_the_figures_in_the_report_are_those_of_the_raw_results():
+@pytest.mark.parametrize("folder", ["results", "results/with-a-teacher"])
+def test_the_figures_in_the_report_are_those_of_the_raw_results(folder, monkeypatch):
+    monkeypatch.setattr(experiment, "FILES", LAB / folder)
     report = (LAB / "README.md").read_text(encoding="utf-8")
     for name, svg in experiment.figures().items():
-        stored = (LAB / "results" / name).read_text(encoding="utf-8")
+        stored = (LAB / folder / name).read_text(encoding="utf-8")
         assert stored == svg, f"{name} is older than its CSV: run `python tests/lab/experiment.py`"
-        assert f"](results/{name})" in report, f"the report does not show {name}"
+        assert f"]({folder}/{name})" in report, f"the report does not show {name}"
 
 
 def test_every_run_has_the_command_that_made_it():
@@ -191,13 +193,15 @@ def test_finished_and_stopped_runs_are_collected(tmp_path, monkeypatch, capsys):
 def test_curves_that_begin_at_step_0_give_tables_and_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "FILES", tmp_path)
     rows = []
-    for run in ("random-0", "blank-high-0", "visible-high-0", "visible-high-all-mask-0", "few-random-0"):
+    taught = ["kd-random-0", "kd-reducible-0"]
+    collapsed = ["visible-high-0", "visible-high-all-mask-0"]
+    for run in ("random-0", "blank-high-0", *collapsed, "few-random-0", *taught):
         for step in (0, 250, 1000, 2000, 4000):
             facts = {"run": run, "step": step, "seconds": step / 20 or "", "held_out_loss": 7 - step / 1000}
             rows.append(facts | {"distinct_ids": 300 + step / 100 if step else ""})
     write(tmp_path, "curves", rows)
-    runs = [{"run": run, "mflop_a_token": 4 - 0.4 * (run[0] == "r")} for run in ("random-0", "blank-high-0")]
-    write(tmp_path, "runs", runs)
+    price = {"random-0": 3.6, "blank-high-0": 4.0, "kd-random-0": 3 * 3.6, "kd-reducible-0": 3.7 * 3.6}
+    write(tmp_path, "runs", [{"run": run, "mflop_a_token": value} for run, value in price.items()])
 
     clock = cells(experiment.clock_table(steps=(500,), seconds=(100,)).splitlines()[2])
     assert clock == ["random", "6.500", "5.000", "200 s"], "2,000 steps take 100 s"
@@ -206,8 +210,13 @@ def test_curves_that_begin_at_step_0_give_tables_and_figures(tmp_path, monkeypat
     # blank costs a ninth more on average: after 1,200 free steps, each of the others costs 1 + 1 / 9 / .7
     late = 1200 + 2800 / (1 + 1 / 9 / 0.7)
     assert table[4] == ["self, high", "operations", "6.000", f"{7 - late / 1000:.3f}"]
+    # with a teacher every step costs three; after 1,200 of them, which cost 3,600, the student is read too
+    kd = [cells(line) for line in experiment.curve_table(milestones=(3000, 4000)).splitlines()][-2:]
+    assert kd[0] == ["distillation, reducible entropy", "steps", "4.000", "3.000"]
+    late = 1200 + 400 / (3 + 0.7 / 0.7)
+    assert kd[1] == ["distillation, reducible entropy", "operations", "6.000", f"{7 - late / 1000:.3f}"]
     for name, svg in experiment.figures().items():
-        assert len(re.findall("<polyline", svg)) == {"arms-loss.svg": 2, "arms-difference.svg": 1}.get(
+        assert len(re.findall("<polyline", svg)) == {"arms-loss.svg": 4, "arms-difference.svg": 1}.get(
             name, 4
         )
 
@@ -222,4 +231,4 @@ def test_a_part_of_the_series_gives_its_tables_and_no_error(runs, tmp_path, monk
     experiment.main()
     printed = capsys.readouterr()
     assert ("| random" in printed.out) == (runs in (["few-random-0"], ["random-0"]))
-    assert ("collapse-loss.svg" in printed.err) == (runs in (["random-0"], ["visible-high-0"]))
+    assert ("collapse-loss.svg" in printed.err) == (runs == ["visible-high-0"])
