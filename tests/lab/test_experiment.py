@@ -18,7 +18,7 @@ PROGRAMS = ("train.py", "distill.py", "memory_variants.py", "frequency.py")
 
 
 @pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("folder", ["results", "results/with-a-teacher"])
+@pytest.mark.parametrize("folder", ["results", "results/nine-arms"])
 def test_the_tables_in_the_report_are_those_of_the_raw_results(folder, table, monkeypatch):
     monkeypatch.setattr(experiment, "FILES", LAB / folder)
     report = (LAB / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def test_the_tables_in_the_report_are_those_of_the_raw_results(folder, table, mo
         assert line in report, f"the report lacks this line of `python tests/lab/experiment.py`:\n{line}"
 
 
-@pytest.mark.parametrize("folder", ["results", "results/with-a-teacher"])
+@pytest.mark.parametrize("folder", ["results", "results/nine-arms"])
 def test_the_figures_in_the_report_are_those_of_the_raw_results(folder, monkeypatch):
     monkeypatch.setattr(experiment, "FILES", LAB / folder)
     report = (LAB / "README.md").read_text(encoding="utf-8")
