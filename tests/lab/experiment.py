@@ -407,16 +407,17 @@ def curve_table(milestones=(1000, 2000, 3000, 4000), random_share=0.3) -> str:
     straight line.
     """
     operations = {arm: float(rows[0]["mflop_a_token"]) for arm, rows in by_arm(read("runs"), ARMS).items()}
+    cheapest = min(operations.values(), default=0.0)
     table = [["masks", "equal", *(f"{step:,} steps" for step in milestones)]]
     for arm, rows in main_curves().items():
         steps, losses = mean_curve(rows)
         cells = [f"{np.interp(step, steps, losses):.3f}" for step in milestones]
         table.append([ARMS[arm], "steps", *cells])
 
-        price = operations[arm] / min(operations.values())  # of a step, in random ones, on average
+        price = operations[arm] / cheapest  # of a step, in random ones, on average
         if price > 1.01:
             first = random_share * steps[-1]
-            before = operations.get(without_entropies(arm), operations[arm]) / min(operations.values())
+            before = operations.get(without_entropies(arm), operations[arm]) / cheapest
             after = (price - random_share * before) / (1 - random_share)
             cells = []
             for budget in milestones:

@@ -37,7 +37,9 @@ def test_the_figures_in_the_report_are_those_of_the_raw_results(folder, monkeypa
         assert f"]({folder}/{name})" in report, f"the report does not show {name}"
 
 
-def test_every_run_has_the_command_that_made_it():
+@pytest.mark.parametrize("folder", ["results", "results/nine-arms"])
+def test_every_run_has_the_command_that_made_it(folder, monkeypatch):
+    monkeypatch.setattr(experiment, "FILES", LAB / folder)
     for row in experiment.read("runs"):
         program = row["command"].removeprefix("python ").partition(" ")[0]
         assert program.rpartition("/")[2] in PROGRAMS, row["run"]
