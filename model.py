@@ -217,7 +217,7 @@ class Pretrained(nn.Module):
 
 
 class BertModel(Pretrained):
-    """Token ids in, one vector a token out."""
+    """Token ids in, one vector per token out."""
 
     def __init__(self, config: BertConfig, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -317,7 +317,7 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
     """
     config, attn = bert.config, bert.encoder["layer"][0].attention
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
-    frequency = math.pi * torch.rand(width // 2, generator=generator)  # w_i, radians a position
+    frequency = math.pi * torch.rand(width // 2, generator=generator)  # w_i, radians per position
     angle = torch.arange(config.max_position_embeddings)[:, None] * frequency  # [positions, H / 2]
     waves = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)  # [positions, H]
     bert.embeddings.position_embeddings.weight.copy_(config.initializer_range * math.sqrt(2) * waves)
@@ -345,6 +345,8 @@ def atomic_write(path: Path, write):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        if "memory" in str(error):
+            raise  # not the disk: distill.py computes while it writes
         reason = getattr(error, "strerror", None) or "is the disk full?"
         raise OSError(f"cannot write {path} ({reason}); what was saved before is untouched") from error
     finally:

@@ -109,8 +109,7 @@ def check(o, parser, world: int):
     if not 0 <= o.random_share <= 1 or o.select_temperature <= 0:
         raise ValueError("--random-share is from 0 to 1, --select-temperature above 0")
     masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)  # raises for a bad ratio or number
-    by_entropy = ("reading", "select", "select_temperature", "random_share", "candidates", "entropy_warmup")
-    for name in by_entropy:
+    for name in ("reading", "select", "select_temperature", "random_share", "candidates", "entropy_warmup"):
         if o.masking == "random" and getattr(o, name) != parser.get_default(name):
             raise ValueError(f"--{name.replace('_', '-')} has no effect with --masking random: leave it out")
     if o.masking == "teacher" and (o.reading == "memory" or not o.teacher):
@@ -120,9 +119,8 @@ def check(o, parser, world: int):
     if o.from_ and (o.vocab or o.cased or o.size != parser.get_default("size")):
         raise ValueError("--from brings its own vocabulary and size: leave --vocab, --cased and --size out")
     for folder in filter(None, (o.from_, o.teacher)):
-        config = bert.BertConfig.from_folder(folder)  # raises where it is no BERT
-        if config.max_position_embeddings < o.seq_len:
-            longest = config.max_position_embeddings
+        longest = bert.BertConfig.from_folder(folder).max_position_embeddings  # raises where it is no BERT
+        if longest < o.seq_len:
             raise ValueError(f"{folder} reads rows of at most {longest} tokens: choose a shorter --seq-len")
     if o.lr == 0 and o.from_:
         o.lr = 5e-5  # a higher rate would undo what was learned
@@ -212,8 +210,8 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
 def tokenise(paths, tokenizer: Tokenizer, folder: Path):
     """Write two streams of token ids (int32) into a folder: train.ids and held_out.ids.
 
-    A document's side follows from a hash of its text. A paragraph that occurred before, except for case,
-    spaces and digits, is left out, so that none is on both sides.
+    A paragraph that occurred before, except for case, spaces and digits, is left out, so that none is on both
+    sides. A document's side follows from a hash of the text that is left.
     """
     tokenizer.encode_special_tokens = True  # a literal "[MASK]" in a text stays text
     seen = set()
@@ -626,7 +624,7 @@ class Pretraining:
         return {name: value / masks for name, value in zip(self.sums, sums, strict=True)}
 
     def refuse_divergence(self, loss: float):
-        """Raise ValueError where a loss is not finite, or beyond any guessing."""
+        """Raise ValueError where a loss is not finite or beyond guessing, or float16 loses gradients."""
         start = self.log[0]["held_out_loss"] if self.log else loss
         worst = max(3 * np.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
         scale = self.scaler.get_scale()
@@ -636,7 +634,7 @@ class Pretraining:
             raise ValueError(f"{what} ({kept}); start anew with a lower --lr or --dtype float32")
 
     def mask_figures(self) -> dict:
-        """What was masked since the last evaluation; the entropy (nats) is that of the last step's masks."""
+        """What was masked since the last evaluation; the entropy (nats) is of the last step's first slice."""
         ids, selected = [part[self.slices[0]] for part in self.last]
         entropy = masking.blank_entropy(self.model, ids, selected, self.mask)
         steps = self.seen["steps"]
@@ -802,7 +800,7 @@ def read_checkpoint(out: Path) -> dict:
             print(f"{path} is damaged ({type(error).__name__}), set aside", file=sys.stderr)
             with suppress(FileNotFoundError):  # another process was first
                 path.rename(path.with_suffix(".damaged"))  # the next checkpoint must not push out a good one
-    raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume, in a new --out")
+    raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
 
 
 def resumed_options(parser, argv, began: dict):
@@ -842,8 +840,7 @@ def main(parser, kind=Pretraining, argv=None):
         run.sum_over_processes(torch.zeros(1, device=run.device)).item()  # wait: another may still write
         return run
     except KeyboardInterrupt:
-        again = f"python {sys.argv[0]} --resume --out {shlex.quote(str(out))}"
-        sys.exit(f"{parser.prog}: stopped; {again} continues from the last evaluation")
+        sys.exit(f"{parser.prog}: stopped; the same command with --resume continues from the last evaluation")
     except Exception as error:
         if o.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = " ".join(str(error).partition("\n\n")[0].split())

@@ -170,6 +170,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path], "the temporary file must be gone"
 
 
+def test_too_little_memory_while_writing_is_not_called_a_full_disk(tmp_path):
+    def compute(file):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        atomic_write(tmp_path / "table.npy", compute)
+    assert not list(tmp_path.iterdir()), "the temporary file must be gone"
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
