@@ -345,7 +345,7 @@ def atomic_write(path: Path, write):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        if "memory" in str(error):
+        if isinstance(error, RuntimeError) and "memory" in str(error):
             raise  # not the disk: distill.py computes while it writes
         reason = getattr(error, "strerror", None) or "is the disk full?"
         raise OSError(f"cannot write {path} ({reason}); what was saved before is untouched") from error
