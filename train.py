@@ -202,8 +202,7 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     within = ["##" + c for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
     first = [*bert.SPECIAL_TOKENS, *alphabet, *within]
     settings = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "special_tokens": first}
-    paragraphs = (paragraph for document in read_documents(paths) for paragraph in document)
-    learner.train_from_iterator(paragraphs, size, show_progress=False, **settings)
+    learner.train_from_iterator(read_documents(paths), size, show_progress=False, **settings)
     return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab(), lowercase=not cased).to_str())
 
 
