@@ -5,7 +5,7 @@
 #     bash tests/lab/series.sh main               the nine arms of the main table, BLiMP, GLUE (about 5 hours)
 #     bash tests/lab/series.sh more               other rules, 40% masks, frozen encoders, what gets masked
 #     bash tests/lab/series.sh language           a made-up language: when entropy helps (about 6 hours of one core)
-#     bash tests/lab/series.sh code               Python source, a text with many easy tokens
+#     bash tests/lab/series.sh code               Python source, a text with more easy tokens than English
 #     bash tests/lab/series.sh quality            the same seconds for train.py and transformers: leave it alone
 #     bash tests/lab/series.sh collapse           masks that collapse, up to step 2,000
 #     bash tests/lab/series.sh few                variants of --reading memory
