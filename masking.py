@@ -291,6 +291,29 @@ def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start
     return _take("random", equal, eligible, eligible, count, 1.0, generator, word_start)
 
 
+def choose_masks(
+    read,  # entropies [B, T], nats, of candidates, bool [B, T]; never called by the rule random
+    eligible,  # bool [B, T]: E, the positions that may be masked
+    rule,  # a name in RULES
+    mask_ratio,
+    candidates=2.0,  # c: so many times k are drawn and read; None: `read` knows all places, and is given None
+    temperature=1.0,
+    generator=None,
+    word_start=None,
+):
+    """The method: draw candidates, read how unsure the model is of each, select k by the rule.
+
+    Returns (selected, bool [B, T]; entropy [B, T], or None for the rule random).
+    """
+    drawn = entropy = None
+    if rule != "random":
+        if candidates is not None:
+            drawn = draw_candidates(eligible, mask_ratio, candidates, generator, word_start)
+        entropy = read(drawn)
+    settings = {"temperature": temperature, "generator": generator, "word_start": word_start}
+    return select_positions(rule, eligible, mask_ratio, entropy, drawn, **settings), entropy
+
+
 def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
     """The first k [B] of each row: the pool's best by the rule, then other eligible ones at random."""
     if word_start is not None:  # a word stands for its first piece
@@ -407,13 +430,11 @@ def mask_batch(
     if eligible is not None:
         allowed &= eligible
 
-    entropy = None
-    candidates = None
-    if rule != "random":
-        candidates = draw_candidates(allowed, mask_ratio, word_start=word_start)
+    def read(candidates):
         width = candidate_budget(input_ids.shape[1], mask_ratio, 2.0)
-        entropy = blank_entropy(model, input_ids, candidates, mask_token_id, width, **batch)
-    selected = select_positions(rule, allowed, mask_ratio, entropy, candidates, word_start=word_start)
+        return blank_entropy(model, input_ids, candidates, mask_token_id, width, **batch)
+
+    selected, _ = choose_masks(read, allowed, rule, mask_ratio, word_start=word_start)
     corrupted, labels = corrupt(input_ids, selected, mask_token_id, vocab_size, special, scheme)
     return {**batch, "input_ids": corrupted, "labels": labels}
 
