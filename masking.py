@@ -69,11 +69,11 @@ def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """One forward pass of input_ids [B, T]; the logits at places [B, c] alone: [B, c, V].
 
     Most of the work of a small model is its last layer, so only these places should reach it: this project's
-    models take `positions`; where a model names its last layer, as those of `transformers` do, a hook picks
+    models take `places`; where a model names its last layer, as those of `transformers` do, a hook picks
     what goes in. From any other model all logits are taken. Raises ValueError where there are none.
     """
-    if "positions" in signature(model.forward).parameters:
-        return model(input_ids, positions=places, **inputs)
+    if "places" in signature(model.forward).parameters:
+        return model(input_ids, places=places, **inputs)
 
     def pick(layer, args):
         if args and args[0].shape[:2] == input_ids.shape != places.shape:

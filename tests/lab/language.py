@@ -189,7 +189,7 @@ class Experiment(train.Pretraining):
         losses = []
         with self.autocast(), masking.evaluating(self.model):
             for ids, places, labels in zip(*(part.split(64) for part in self.exam), strict=True):
-                log_p = self.model(ids, positions=places).float().log_softmax(-1)
+                log_p = self.model(ids, places=places).float().log_softmax(-1)
                 losses.append(-log_p.gather(-1, labels[..., None])[..., 0])
         loss = torch.cat(losses)
         line = {"step": self.step, "held_out_loss": loss.mean().item()}
