@@ -31,7 +31,17 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import model as m
+from model import (
+    BertConfig,
+    BertForSequenceClassification,
+    atomic_write,
+    explain,
+    init_normal,
+    init_offset_heads,
+    load_tokenizer,
+    read_json,
+    write_json,
+)
 from train import keep_freed_ram, learning_rate, make_optimizer, pick_hardware
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
@@ -146,10 +156,10 @@ TASKS = {
 
 
 def read_split(path: Path, task: Task):
-    """(N tuples of sentences, their labels [N]: classes int64, scores float32, None if hidden) of a TSV file.
+    """(N tuples of sentences, their labels [N]: classes int64, scores float32, or None) of a TSV file.
 
     Quotes are text, for sentences hold single ones. A row with more or fewer columns than the first is left
-    out, unless labels are hidden: there every row needs an answer. Raises ValueError with file and line.
+    out, unless the file is UNLABELLED: there every row needs an answer. Raises ValueError with file and line.
     """
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")  # sentences hold other line breaks
@@ -158,20 +168,20 @@ def read_split(path: Path, task: Task):
         raise ValueError(f"{path}, line {number}: not UTF-8; get the file again or convert it") from None
     rows = [line.rstrip("\r").split("\t") for line in lines]
     width = len(rows[0])
-    hidden = path.stem.startswith(UNLABELLED)
-    columns = task.test_text if hidden else task.text
-    if width <= max(*columns, 0 if hidden else task.label):
+    unlabelled = path.stem.startswith(UNLABELLED)
+    columns = task.test_text if unlabelled else task.text
+    if width <= max(*columns, 0 if unlabelled else task.label):
         raise ValueError(f"{path} is no file of GLUE: it begins {lines[0][:40]!r}; get it again")
 
     filled = [(number, cells) for number, cells in enumerate(rows, 1) if any(cells)]
-    filled = filled[1:] if hidden or task.header else filled
-    kept = [(number, cells) for number, cells in filled if hidden or len(cells) == width]
+    filled = filled[1:] if unlabelled or task.header else filled
+    kept = [(number, cells) for number, cells in filled if unlabelled or len(cells) == width]
     if not kept:
         raise ValueError(f"{path} holds no rows; get the file again")
     if len(kept) < len(filled):
         print(f"{path}: {len(filled) - len(kept):,} rows with too many or too few columns are skipped")
     texts = [tuple((cells + [""] * width)[column] for column in columns) for _, cells in kept]
-    if hidden:
+    if unlabelled:
         return texts, None
 
     labels = []
@@ -221,7 +231,7 @@ def download(names, data_dir):
             folder = Path(data_dir, FOLDERS.get(name, name))
             folder.mkdir(parents=True, exist_ok=True)
             for stem, data in files.items():
-                m.atomic_write(folder / f"{stem}.tsv", lambda file, data=data: file.write(data))
+                atomic_write(folder / f"{stem}.tsv", lambda file, data=data: file.write(data))
             print("\n".join(load_task(name, data_dir)[1]) or f"{name}: complete")
         except Exception as error:  # of network, archive or disk: the other tasks go on
             failed.append(name)
@@ -253,7 +263,7 @@ def split_mrpc(ids: bytes, train: bytes, test: bytes) -> dict:
 # ---- fine-tuning ----
 
 
-def seed_for(*key) -> int:
+def stream_seed(*key) -> int:
     """The seed of one random stream, a function of its key: (seed, task, purpose, ...)."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
 
@@ -274,7 +284,7 @@ def length_batches(lengths: np.ndarray, batch_size: int, seed: int) -> list:
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device; from pinned memory, so that nobody waits for a GPU that is still at work."""
     tensor = tensor.pin_memory() if device.type == "cuda" else tensor
     return tensor.to(device, non_blocking=True)
@@ -284,36 +294,36 @@ def forward(model, rows, o) -> torch.Tensor:
     """Logits [B, C], float32, of B rows int32 [2, T]. A model of a single segment sees all tokens in that."""
     tensors = [torch.from_numpy(row.T) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=-1)  # [B, T, 2]
-    ids, segments = send(padded, o.device).unbind(-1)
+    ids, segments = to_device(padded, o.device).unbind(-1)
     with torch.autocast(o.device.type, o.dtype, enabled=o.dtype != torch.float32):
         _, pooled = model.bert(ids.clamp(0), ids >= 0, segments.clamp(0, model.config.type_vocab_size - 1))
     return model.classifier(model.dropout(pooled.float()))  # in bfloat16 many scores would be ties
 
 
-def build_model(name: str, seed: int, arm: str, o, vocab_size: int) -> m.BertForSequenceClassification:
+def build_model(name: str, seed: int, arm: str, o, vocab_size: int) -> BertForSequenceClassification:
     """The checkpoint, or its shape with train.py's start; a new classifier, and a pooler if it has none."""
     changes = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}  # whatever pretraining had
     changes |= {"num_labels": len(TASKS[name].labels) or 1, "vocab_size": vocab_size}
-    config = m.BertConfig.from_folder(o.model, **changes)
+    config = BertConfig.from_folder(o.model, **changes)
     std = config.initializer_range
     if arm == "from scratch":
-        model = m.BertForSequenceClassification(config)
-        generator = torch.Generator().manual_seed(seed_for(seed, "weights"))
-        m.init_normal(model, std, generator)
-        m.init_offset_heads(model.bert, generator)
+        model = BertForSequenceClassification(config)
+        generator = torch.Generator().manual_seed(stream_seed(seed, "weights"))
+        init_normal(model, std, generator)
+        init_offset_heads(model.bert, generator)
     else:
-        model = m.BertForSequenceClassification.from_pretrained(o.model, **changes)
-        generator = torch.Generator().manual_seed(seed_for(seed, name, "head"))
-        m.init_normal(model.classifier, std, generator)
+        model = BertForSequenceClassification.from_pretrained(o.model, **changes)
+        generator = torch.Generator().manual_seed(stream_seed(seed, name, "head"))
+        init_normal(model.classifier, std, generator)
         if "bert.pooler.dense.weight" in model.newly_initialised:
-            m.init_normal(model.bert.pooler, std, generator)
+            init_normal(model.bert.pooler, std, generator)
     return model.to(o.device)
 
 
 def update(model, optimizer, scaler, rows, labels, o):
     """One step on B rows and labels [B]. Returns loss and gradient norm; nothing here waits for a GPU."""
     logits = forward(model, rows, o)
-    y = send(torch.from_numpy(labels), o.device)
+    y = to_device(torch.from_numpy(labels), o.device)
     loss = F.mse_loss(logits[:, 0], y) if y.is_floating_point() else F.cross_entropy(logits, y)
 
     # float16 rounds small gradients to 0, so the loss is scaled up; overflows are skipped (arXiv 1710.03740)
@@ -328,7 +338,7 @@ def update(model, optimizer, scaler, rows, labels, o):
 
 def finetune(model, rows, labels, key, o, title: str):
     """Train in place on rows and labels [N]; key: (seed, task). Raises ValueError where that diverges."""
-    torch.manual_seed(seed_for(*key, "dropout"))
+    torch.manual_seed(stream_seed(*key, "dropout"))
     model.train()
     if o.freeze:  # the head is pooler and classifier: a masked-LM checkpoint has neither
         for part in (model.bert.embeddings, model.bert.encoder):
@@ -341,7 +351,7 @@ def finetune(model, rows, labels, key, o, title: str):
     lengths = np.array([row.shape[1] for row in rows])
     batches = []
     for epoch in range(o.epochs):
-        batches += length_batches(lengths, o.batch_size, seed_for(*key, "order", epoch))
+        batches += length_batches(lengths, o.batch_size, stream_seed(*key, "order", epoch))
     bar = tqdm(batches, title, unit="step", leave=False, disable=None)
     for step, index in enumerate(bar):
         for group in optimizer.param_groups:
@@ -384,7 +394,7 @@ def write_submission(path: Path, labels, guess: np.ndarray):
     """One file as gluebenchmark.com takes it: index<TAB>prediction, labels as GLUE's files write them."""
     words = [labels[int(x)] if labels else f"{min(5.0, max(0.0, float(x))):.3f}" for x in guess]
     text = "index\tprediction\n" + "".join(f"{i}\t{word}\n" for i, word in enumerate(words))
-    m.atomic_write(path, lambda file: file.write(text.encode()))
+    atomic_write(path, lambda file: file.write(text.encode()))
 
 
 # ---- the run ----
@@ -404,7 +414,7 @@ def open_record(o) -> dict:
 
     path = o.out / "glue.json"
     if path.exists():
-        record = m.read_json(path)
+        record = read_json(path)
         for name, value in settings.items():
             there = record.get("settings", {}).get(name)
             if there != value:
@@ -416,8 +426,8 @@ def evaluate(o):
     """Fine-tune and score every chosen task and seed that --out lacks, then print the table."""
     # what the checkpoint cannot do is said before anything is written
     o.device, o.dtype = pick_hardware(o.device, o.dtype)
-    config = m.BertConfig.from_folder(o.model)
-    tokenizer = m.load_tokenizer(o.model)
+    config = BertConfig.from_folder(o.model)
+    tokenizer = load_tokenizer(o.model)
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise ValueError(f"{o.model}: the tokenizer has more entries than the model's vocabulary")
     o.max_length = min(o.max_length, config.max_position_embeddings)
@@ -440,8 +450,11 @@ def evaluate(o):
         print(f"It still lacks {missing}" if missing else "It is complete")
 
 
-def evaluate_task(name: str, o, tokenizer, record: dict):
-    """Every seed of one task; each is in glue.json as soon as it is finished."""
+def prepare(name: str, o, tokenizer, record: dict) -> dict:
+    """The splits of a task as load_task returns them, or nothing if it must be skipped.
+
+    The record gets what the table says beside the scores: notes, and the score of the commonest answer.
+    """
     folder = Path(o.data_dir, name)
     splits, notes = load_task(name, o.data_dir, o.predict)
     if name == "MNLI" and "AX" in o.tasks and o.predict:
@@ -449,11 +462,10 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
         splits |= diagnostic
         notes += more
     labels = {stem: y for stem, (_, y) in splits.items() if y is not None}
-    paths = {stem: o.answers / f"{ANSWERS.get(stem, name)}.tsv" for stem in splits if stem not in labels}
     if "train" not in labels or len(labels) < 2:
         record["notes"][name] = [f"{name}: skipped, no train and dev file in {folder}"]
         print(record["notes"][name][0])
-        return
+        return {}
 
     # scores on other files of the same name must not be mixed into one table
     files = {stem: zlib.crc32((folder / f"{stem}.tsv").read_bytes()) for stem in labels}
@@ -463,10 +475,9 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
     # --max-train draws, since files may be sorted; every seed gets the same rows
     texts, y = splits["train"]
     if 0 < o.max_train < len(texts):
-        kept = np.random.default_rng(seed_for(name, "subset")).permutation(len(texts))[: o.max_train]
+        kept = np.random.default_rng(stream_seed(name, "subset")).permutation(len(texts))[: o.max_train]
         texts = [texts[i] for i in kept]
-        y = y[kept]
-        splits["train"] = (texts, y)
+        splits["train"] = (texts, y[kept])
 
     # what is odd is said now, and again below the table
     some = encode(tokenizer, texts[:: 1 + len(texts) // 1000])
@@ -480,30 +491,41 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
     del labels["train"]
     constant = {stem: np.full(len(y), np.bincount(y.astype(int)).argmax()) for stem, y in labels.items()}
     record["majority"][name] = score(TASKS[name].metrics, labels, constant)
+    return splits
 
-    rows = {}  # tokenised only where something is left to do
+
+def evaluate_task(name: str, o, tokenizer, record: dict):
+    """Every seed of one task; each is in glue.json as soon as it is finished."""
+    splits = prepare(name, o, tokenizer, record)
+    dev = {stem: y for stem, (_, y) in splits.items() if stem.startswith("dev")}
+    paths = {
+        stem: o.answers / f"{ANSWERS.get(stem, name)}.tsv" for stem, (_, y) in splits.items() if y is None
+    }
     arms = ARMS if o.from_scratch else ARMS[:1]
-    for seed, arm in [(seed, arm) for seed in o.seeds for arm in arms]:
+    rows = {}  # tokenised only where something is left to do
+    for seed, arm in [(seed, arm) for seed in o.seeds if splits for arm in arms]:
         answers = paths if (seed, arm) == (o.seeds[0], ARMS[0]) else {}
         results = record["results"].setdefault(arm, {}).setdefault(name, {})
         if str(seed) in results and all(path.exists() for path in answers.values()):
             continue
 
+        # fine-tune and predict
         rows = rows or {stem: encode(tokenizer, texts) for stem, (texts, _) in splits.items()}
         title = f"{name}, {arm}, seed {seed}"
         start = time.perf_counter()
         model = build_model(name, seed, arm, o, tokenizer.get_vocab_size())
-        finetune(model, rows["train"], y, (seed, name), o, title)
-        guesses = {stem: predict(model, rows[stem], o) for stem in [*labels, *answers]}
+        finetune(model, rows["train"], splits["train"][1], (seed, name), o, title)
+        guesses = {stem: predict(model, rows[stem], o) for stem in [*dev, *answers]}
         seconds = round(time.perf_counter() - start, 1)
 
-        for stem, path in answers.items():  # before the scores: what is killed in between is not finished
+        # keep: answers before scores, since what is killed in between is not finished
+        for stem, path in answers.items():
             write_submission(path, TASKS[name].labels, guesses[stem])
-        scores = score(TASKS[name].metrics, labels, guesses)
-        one_answer = any(len(set(guesses[stem])) == 1 for stem in labels)
-        facts = {"one_answer": one_answer, "train_rows": len(texts), "seconds": seconds}
+        scores = score(TASKS[name].metrics, dev, guesses)
+        one_answer = any(len(set(guesses[stem])) == 1 for stem in dev)
+        facts = {"one_answer": one_answer, "train_rows": len(rows["train"]), "seconds": seconds}
         results[str(seed)] = {"scores": scores, **facts}
-        m.write_json(o.out / "glue.json", record)
+        write_json(o.out / "glue.json", record)
         values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in scores.items())
         print(f"{title}: {values} ({seconds} s)", "!" if one_answer else "")
 
@@ -611,7 +633,7 @@ def main(argv=None):
             o.answers = o.out / f"submission-seed-{o.seeds[0]}"
             evaluate(o)
     except Exception as error:
-        sys.exit(f"glue_eval.py: {m.explain(error)}")
+        sys.exit(f"glue_eval.py: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit("glue_eval.py: interrupted; the same command continues after the last finished run")
 

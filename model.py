@@ -448,47 +448,64 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     treated as tokenizer_config.json says, by default as in BERT uncased; `lowercase` overrides both. The ids
     are 0 to get_vocab_size() - 1. Raises ValueError for what is damaged, or would be read differently there.
     """
+    # Pieces are in tokenizer.json or vocab.txt; how to use them is in up to four files beside it.
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"
     whole = read_json(path) if path.suffix == ".json" else {}
-    names = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    config, settings, older, added = [read_json(folder / n) if (folder / n).is_file() else {} for n in names]
+    names = ("config.json", "tokenizer_config.json")
+    config, settings = [read_json(folder / name) if (folder / name).is_file() else {} for name in names]
 
+    # Another kind of tokenizer would be read without an error, and cut text into other pieces.
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class") or "BertTokenizer"
     model = whole.get("model", {}).get("type", "WordPiece")
     if kind not in ("BertTokenizer", "BertTokenizerFast") or model != "WordPiece":
         raise ValueError(f"{folder}: {kind} with {model}; only BertTokenizer with WordPiece is read here")
 
-    # Added words are found before text is split. One list defines them; other settings may only repeat it.
-    words = {word.pop("id"): word for word in whole.get("added_tokens", [])}
-    words = settings.get("added_tokens_decoder", words)
-    if "added_tokens_decoder" not in settings:
-        settings |= {**older, "added_tokens": list(added)}
-    known = [*SPECIAL_TOKENS, *(word["content"] for word in words.values()), False]  # False: a switch
-    for key, value in settings.items():
-        named = value if isinstance(value, list) else [value]
-        if key.endswith(("_token", "_tokens")) and not all(word in known for word in named):
-            where = "added_tokens_decoder, where transformers 5 saves it"
-            raise ValueError(f"{folder}: {key} is {value!r}, which is not in {where}")
-
+    # Only these three settings change how text is treated; what tokenizer.json says of it does not count.
     rules = {"lowercase": settings.get("do_lower_case", True) if lowercase is None else lowercase}
     rules |= {"strip_accents": settings.get("strip_accents")}
     rules |= {"handle_chinese_chars": settings.get("tokenize_chinese_chars", True)}
+    added = added_words(folder, settings, whole.get("added_tokens", []))
     try:
         pieces = whole["model"]["vocab"] if whole else WordPiece.read_file(str(path))
         tokenizer = BertWordPieceTokenizer(pieces, **rules)
-        tokenizer.add_tokens([AddedToken(**words[i]) for i in sorted(words, key=int)])
+        tokenizer.add_tokens([AddedToken(**word) for word in added])
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise ValueError(f"{path} is missing, damaged or no vocabulary: {error}") from None
 
+    # An id is a row of the embeddings: each has one piece, and the special ones are there.
     ids = tokenizer.get_vocab()
     if missing := [word for word in SPECIAL_TOKENS if word not in ids]:
         raise ValueError(f"{path} lacks {' '.join(missing)}: is it BERT's vocabulary?")
     if "" in ids or sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(f"{path}: pieces are blank, repeated, or not numbered from 0 without gaps")
     return Tokenizer.from_str(tokenizer.to_str())
+
+
+def added_words(folder, settings: dict, words: list[dict]) -> list[dict]:
+    """The words that are found before text is split, in the order of their ids.
+
+    settings: tokenizer_config.json, whose added_tokens_decoder defines them; else `words` of tokenizer.json.
+    Raises ValueError where another setting names a word that neither list defines: it would be missing here.
+    """
+    found = {word["id"]: {name: word[name] for name in word if name != "id"} for word in words}
+    if "added_tokens_decoder" in settings:
+        found = settings["added_tokens_decoder"]
+        named = settings
+    else:  # until 2023 they stood in two more files
+        names = ("special_tokens_map.json", "added_tokens.json")
+        older, numbers = [read_json(folder / name) if (folder / name).is_file() else {} for name in names]
+        named = {**settings, **older, "added_tokens": list(numbers)}
+
+    known = [*SPECIAL_TOKENS, *(word["content"] for word in found.values()), False]  # False: a switch
+    for key, value in named.items():
+        values = value if isinstance(value, list) else [value]
+        if key.endswith(("_token", "_tokens")) and not all(value in known for value in values):
+            where = "added_tokens_decoder, where transformers 5 saves it"
+            raise ValueError(f"{folder}: {key} is {value!r}, which is not in {where}")
+    return [found[number] for number in sorted(found, key=int)]
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder, longest: int = 512):
