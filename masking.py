@@ -459,7 +459,7 @@ def mask_batch(
 COLOUR = "\033[30;48;5;{shade}m{text}\033[0m"  # of a terminal, from yellow to red
 HTML = '<b style="background:hsl(0 100% {light:.0f}%)">{text}</b>'  # from white to red
 PAGE = """\
-<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>How unsure is {model}?</title>
+<!doctype html><html lang="en"><meta charset="utf-8"><title>How unsure is {model}?</title>
 <style>:root {{ color-scheme: light dark }} b {{ color: black; font-weight: normal }}</style><pre>{text}</pre>
 """
 Sentence = namedtuple("Sentence", "tokens entropies guesses picks left_out")
@@ -522,7 +522,7 @@ def picture(sentences: list[Sentence], legend: str, style: str) -> str:
             marks = " ".join(("■" if pick[i] else "·").center(len(rule)) for rule, pick in picks.items())
             lines.append(f"{shown} {entropies[i]:5.2f} {'█' * round(8 * level):<8} {guess} {marks}".rstrip())
         if left_out:
-            lines.append(f"{left_out:,} more tokens stand beyond the longest row of the model's training")
+            lines.append(f"{left_out:,} more tokens are not read: they stand beyond the model's longest row")
         if "[UNK]" in tokens:
             lines.append("WARNING: [UNK] stands for pieces that the vocabulary lacks")
     return "\n".join(lines)
