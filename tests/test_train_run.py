@@ -72,7 +72,7 @@ CHOICES = [("--masking", "random"), ("--masking", "random", "--whole-word"), ("-
 CHOICES += [("--select", rule) for rule in RULES if rule not in ("random", "sample")]
 CHOICES += [
     ("--reading", "memory", "--select", "high", "--max-tokens", 600),
-    ("--whole-word", "--random-share", 0.5),
+    ("--whole-word",),
     ("--accumulate", 2),
 ]
 CHOICES += [("--corruption", "100-0-0", "--mask-ratio", 0.4, "--candidates", 1.5)]
@@ -242,7 +242,7 @@ def test_memory_keeps_the_entropy_of_every_blank_and_chooses_by_it(train, monkey
     def recorded(self, ids, places, labels):
         result = loss(self, ids, places, labels)
         with torch.no_grad():
-            p = self.model(ids, positions=places).double().softmax(-1)
+            p = self.model(ids, places=places).double().softmax(-1)
         entropies = -(p * p.log()).sum(-1)
         seen = []
         for b, row in enumerate(rows(self)):
