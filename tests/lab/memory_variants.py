@@ -4,6 +4,7 @@ Options, text and everything else are train.py's. What the variants bring is in 
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -25,6 +26,7 @@ def make_parser():
         "--forget", type=float, default=0.0, help="how far entropies move to the mean before each use, 0 to 1"
     )
     add("--smooth", type=float, default=0.0, help="weight of the old reading in what is remembered, 0 to 1")
+    add("--random-share", type=float, default=0.0, help="part of the masks that is drawn at random instead")
     add("--read-seen", action="store_true", help="also remember how unsure the model is of tokens it sees")
     return parser
 
@@ -35,48 +37,57 @@ class Variant(train.Pretraining):
     def __init__(self, o):
         if o.reading != "memory":
             raise ValueError("this program is about --reading memory alone: leave --reading out")
-        if o.entropy_every < 0 or not (0 <= o.forget <= 1 and 0 <= o.smooth <= 1):
-            raise ValueError("--entropy-every must be 0 or more, --forget and --smooth from 0 to 1")
+        if o.entropy_every < 0 or not all(0 <= x <= 1 for x in (o.forget, o.smooth, 2 * o.random_share)):
+            what = "--forget and --smooth from 0 to 1, --random-share from 0 to .5"
+            raise ValueError(f"--entropy-every must be 0 or more, {what}")
         super().__init__(o)
 
     def choose(self, ids, index, rng) -> torch.Tensor:
-        """As in train.py, but in every n-th epoch by the entropies of real blanks."""
+        """As in train.py, but in every n-th epoch by the entropies of real blanks; a share is random."""
         o = self.o
         if self.step < self.random_steps:
             return super().choose(ids, index, rng)
 
         epoch = self.step * o.batch_size // self.row_count
-        if o.entropy_every > 0 and epoch % o.entropy_every == 0:
-            return self.choose_by_blanks(ids, rng)
-        selected = super().choose(ids, index, rng)
+        by_blanks = o.entropy_every > 0 and epoch % o.entropy_every == 0
+        selected = self.choose_by_blanks(ids, rng) if by_blanks else self.choose_by_memory(ids, index, rng)
+        if o.random_share > 0:
+            selected |= self.others(ids, selected, rng)
+        return selected
+
+    def by_rule(self) -> float:
+        """The mask ratio that is left to the rule; the rest is --random-share."""
+        o = self.o
+        if o.random_share == 0:
+            return o.mask_ratio
+        return (self.masks_per_row - round(o.random_share * self.masks_per_row)) / (o.seq_len - 2)
+
+    def choose_by_memory(self, ids, index, rng) -> torch.Tensor:
+        """What train.py does, and how many of the masks are at places with a remembered entropy."""
+        o = self.o
+        words = ~self.continues[ids] if o.whole_word else None
+        read = partial(self.entropies, ids, index)
+        settings = (self.by_rule(), None, o.select_temperature, rng, words)
+        selected = masking.choose_masks(read, self.maskable(ids), o.select, *settings)[0]
         known = ~self.memory.values[self.send(index)].isnan()
-        self.seen.update({"remembered": (selected & known).sum()})
+        train.add(self.seen, {"remembered": (selected & known).sum()})
         return selected
 
     def choose_by_blanks(self, ids, rng) -> torch.Tensor:
         """What train.py does with --reading blank."""
         o = self.o
-        eligible = self.eligible(ids)
-        word_start = ~self.continues[ids] if o.whole_word else None
-        candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, word_start)
-        width = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
-        entropy = torch.zeros(ids.shape, device=self.device)
-        for rows in self.slices:
-            with self.autocast():
-                found = masking.blank_entropy(self.model, ids[rows], candidates[rows], self.mask, width)
-            entropy[rows] = found
-        self.sum_over_processes(entropy)
-        return masking.select_positions(
-            o.select,
-            eligible,
-            o.mask_ratio,
-            entropy,
-            candidates,
-            o.select_temperature,
-            rng,
-            o.random_share,
-            word_start,
-        )
+        words = ~self.continues[ids] if o.whole_word else None
+        read = partial(self.read, self.model, ids)
+        settings = (self.by_rule(), o.candidates, o.select_temperature, rng, words)
+        return masking.choose_masks(read, self.maskable(ids), o.select, *settings)[0]
+
+    def others(self, ids, selected, rng) -> torch.Tensor:
+        """As many random places of each row as are still to be masked, of those that are not yet selected."""
+        free = self.maskable(ids) & ~selected
+        left = self.masks_per_row - selected.sum(-1, keepdim=True)
+        noise = torch.rand(ids.shape, generator=rng, device=ids.device)
+        rank = noise.masked_fill(~free, 2).argsort(-1).argsort(-1)  # 0, 1, ... in random order, per row
+        return free & (rank < left)
 
     def update(self):
         """One step; before and after it, what is remembered [rows, T] (nats) of its rows changes."""
@@ -95,16 +106,15 @@ class Variant(train.Pretraining):
 
         if o.read_seen:
             # A forward pass of its own, to keep this short: the step has made the same one.
-            corrupted, selected = self.last
             with self.autocast():
-                seen = masking.visible_entropy(self.model, corrupted)
-            new = torch.where(selected, new, seen.half())
+                seen = masking.visible_entropy(self.model, self.last["ids"])
+            new = torch.where(self.last["selected"], new, seen.half())
         memory.values[index] = new
 
-    def mask_figures(self) -> dict:
+    def mask_figures(self, ids, selected) -> dict:
         """As in train.py, and the share of the masks at places with a remembered entropy."""
-        remembered = self.seen["remembered"] / self.seen["ids"].sum()
-        return super().mask_figures() | {"remembered_share": float(remembered)}
+        remembered = self.seen.get("remembered", 0) / self.seen["ids"].sum()
+        return super().mask_figures(ids, selected) | {"remembered_share": float(remembered)}
 
 
 if __name__ == "__main__":
