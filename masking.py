@@ -20,8 +20,8 @@ import math
 import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections import namedtuple
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 
@@ -69,11 +69,11 @@ def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """One forward pass of input_ids [B, T]; the logits at places [B, c] alone: [B, c, V].
 
     Most of the work of a small model is its last layer, so only these places should reach it: this project's
-    models take `positions`; where a model names its last layer, as those of `transformers` do, a hook picks
+    models take `places`; where a model names its last layer, as those of `transformers` do, a hook picks
     what goes in. From any other model all logits are taken. Raises ValueError where there are none.
     """
-    if "positions" in signature(model.forward).parameters:
-        return model(input_ids, positions=places, **inputs)
+    if "places" in signature(model.forward).parameters:
+        return model(input_ids, places=places, **inputs)
 
     def pick(layer, args):
         if args and args[0].shape[:2] == input_ids.shape != places.shape:
@@ -166,21 +166,32 @@ class EntropyMemory:
 # ---- which positions? ----
 
 
-def mask_budget(eligible: int, mask_ratio: float) -> int:
-    """k = min(|E|, max(1, round(mask_ratio |E|))), halves to even: how many of |E| positions a row masks.
+def mask_budget(count: int, mask_ratio: float) -> int:
+    """k = min(n, max(1, round(mask_ratio n))), halves to even: how many of a row's n = count a mask hides.
 
     Raises ValueError, with the words "mask ratio", unless 0 < mask_ratio <= 1 (NaN is not).
     """
     if not 0 < mask_ratio <= 1:
         raise ValueError(f"mask ratio {mask_ratio} is not above 0 and at most 1")
-    return min(eligible, max(1, round(mask_ratio * eligible)))
+    return min(count, max(1, round(mask_ratio * count)))
 
 
-def candidate_budget(eligible: int, mask_ratio: float, factor: float) -> int:
-    """min(|E|, round(c k)) positions are blanked so that a rule can pick k of them; c = factor >= 1."""
+def candidate_budget(count: int, mask_ratio: float, factor: float) -> int:
+    """min(n, round(c k)) of n = count positions are blanked so that a rule can pick k; c = factor >= 1."""
     if factor < 1:
         raise ValueError(f"{factor} times as many candidates as masks are too few; at least 1 is needed")
-    return min(eligible, round(factor * mask_budget(eligible, mask_ratio)))
+    return min(count, round(factor * mask_budget(count, mask_ratio)))
+
+
+def _budgets(eligible, mask_ratio, factor=1.0) -> torch.Tensor:
+    """candidate_budget of every row of eligible [B, T]: long [B]. A formula, since it waits for no GPU."""
+    candidate_budget(0, mask_ratio, factor)  # refuses what it refuses
+    count = eligible.sum(-1)
+    if count.device.type == "mps":
+        count = count.cpu()  # Apple's GPUs have no float64, in which Python rounds
+    n = count.double()
+    k = (mask_ratio * n).round().clamp_min(1).minimum(n)
+    return (factor * k).round().minimum(n).long().to(eligible.device)
 
 
 def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
@@ -189,12 +200,6 @@ def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
     for token_id in never:
         eligible &= input_ids != token_id
     return eligible
-
-
-@lru_cache(maxsize=64)
-def _budgets(length, device, mask_ratio, factor=1.0):
-    """The budgets of 0..length positions as a tensor, so that looking one up waits for nobody."""
-    return torch.tensor([candidate_budget(n, mask_ratio, factor) for n in range(length + 1)], device=device)
 
 
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
@@ -219,8 +224,11 @@ def rule_low(entropy, pool, temperature, generator):
 
 def rule_mid(entropy, pool, temperature, generator):
     """-|H - median of the row's pool|; the median of an even number is the mean of the two in the middle."""
-    median = entropy.masked_fill(~pool, torch.nan).nanquantile(0.5, dim=-1, keepdim=True)
-    return -(entropy - median).abs()
+    ordered = entropy.masked_fill(~pool, torch.inf).sort(-1).values  # a quantile would wait for a GPU
+    count = pool.sum(-1, keepdim=True)
+    lower = ordered.gather(-1, (count - 1).clamp_min(0) // 2)
+    upper = ordered.gather(-1, count // 2)
+    return -(entropy - lower.lerp(upper, 0.5)).abs()
 
 
 def rule_both(entropy, pool, temperature, generator):
@@ -253,42 +261,37 @@ def select_positions(
     candidates=None,  # bool [B, T]: choose among these; a row with fewer than k is filled up at random
     temperature=1.0,  # tau of `sample`
     generator=None,
-    random_share=0.0,  # this part of the k is drawn at random from the rest of E instead
     word_start=None,  # bool [B, T], False where a piece continues a word: mask whole words
 ) -> torch.Tensor:
     """Pick k = mask_budget(|E|, mask_ratio) positions of every row, in whole words at most k: bool [B, T].
 
     Whole words are scored by their mean entropy, and a row masks at most k: a word that no longer fits is
     passed over; where no word of a row fits, single pieces are masked. Raises ValueError for an unknown rule,
-    a missing entropy, a bad temperature or share.
+    a missing entropy or a bad temperature.
     """
     if rule not in RULES:
         raise ValueError(f"selection rule {rule!r} is not one of {', '.join(RULES)}")
     if entropy is None and rule != "random":
         raise ValueError(f"rule {rule!r} chooses by entropy, and no entropy was given")
-    if temperature <= 0 or not 0 <= random_share <= 1:
-        raise ValueError(f"temperature {temperature} must be above 0, random share {random_share} in [0, 1]")
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature} must be above 0")
     entropy = torch.zeros(eligible.shape, device=eligible.device) if entropy is None else entropy.float()
     pool = eligible if candidates is None else eligible & candidates
-    k = _budgets(eligible.shape[1], eligible.device, mask_ratio)[eligible.sum(-1)]
+    k = _budgets(eligible, mask_ratio)
+    if word_start is None:
+        return _take(k, rule, entropy, pool, eligible, temperature, generator)
     word_start = _split_long_words(word_start, eligible, k)
-
-    by_rule = k - (random_share * k).round().long()
-    selected = _take(rule, entropy, pool, eligible, by_rule, temperature, generator, word_start)
-    if random_share > 0:
-        rest = eligible & ~selected
-        left = k - selected.sum(-1)
-        selected |= _take("random", entropy, rest, rest, left, temperature, generator, word_start)
-    return selected
+    return _take_words(k, word_start, rule, entropy, pool, eligible, temperature, generator)
 
 
 def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start=None) -> torch.Tensor:
     """min(|E|, round(c k)) random positions per row for `blank_entropy`; c = factor. Returns bool [B, T]."""
-    count = _budgets(eligible.shape[1], eligible.device, mask_ratio, factor)[eligible.sum(-1)]
-    k = _budgets(eligible.shape[1], eligible.device, mask_ratio)[eligible.sum(-1)]
-    word_start = _split_long_words(word_start, eligible, k)
+    count = _budgets(eligible, mask_ratio, factor)
     equal = torch.zeros(eligible.shape, device=eligible.device)
-    return _take("random", equal, eligible, eligible, count, 1.0, generator, word_start)
+    if word_start is None:
+        return _take(count, "random", equal, eligible, eligible, 1.0, generator)
+    word_start = _split_long_words(word_start, eligible, _budgets(eligible, mask_ratio))
+    return _take_words(count, word_start, "random", equal, eligible, eligible, 1.0, generator)
 
 
 def choose_masks(
@@ -314,33 +317,45 @@ def choose_masks(
     return select_positions(rule, eligible, mask_ratio, entropy, drawn, **settings), entropy
 
 
-def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
-    """The first k [B] of each row: the pool's best by the rule, then other eligible ones at random."""
-    if word_start is not None:  # a word stands for its first piece
-        word, size, eligible = _words(word_start, eligible)
-        pool = _words(word_start, pool)[2]
-        entropy = _word_sum(entropy, word) / size
-
+def _order(rule, entropy, pool, eligible, temperature, generator):
+    """Positions [B, T], first choice first: the pool by the rule, then other eligible ones at random."""
     # The sort by score is stable, so that shuffling first leaves equal scores in random order.
     noise = torch.rand(eligible.shape, generator=generator, device=eligible.device)
     shuffle = noise.masked_fill(~eligible, 2).argsort(-1)
     pool = pool.gather(-1, shuffle)
     score = RULES[rule](entropy.gather(-1, shuffle), pool, temperature, generator)
     best = score.masked_fill(~pool, float("-inf")).sort(dim=-1, descending=True, stable=True).indices
-    order = shuffle.gather(-1, best)  # [B, T], positions, the first choice first
+    return shuffle.gather(-1, best)
 
-    if word_start is None:
-        first = torch.arange(order.shape[1], device=order.device) < k[:, None]
-        return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
 
-    # Whole words: in this order, take each that still fits into what is left of k.
+def _take(k, rule, entropy, pool, eligible, temperature, generator):
+    """The first k [B] tokens of each row: bool [B, T]."""
+    order = _order(rule, entropy, pool, eligible, temperature, generator)
+    first = torch.arange(order.shape[1], device=order.device) < k[:, None]
+    return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
+
+
+def _take_words(k, word_start, rule, entropy, pool, eligible, temperature, generator):
+    """In their order, the words of each row that still fit into what is left of k [B]: bool [B, T]."""
+    word, size, whole = _words(word_start, eligible)  # a word stands for its first piece
+    whole_pool = _words(word_start, pool)[2]
+    order = _order(rule, _word_sum(entropy, word) / size, whole_pool, whole, temperature, generator)
     size = size.gather(-1, order)
-    fits = eligible.gather(-1, order)
-    left = k.clone()
-    for i in range(order.shape[1]):
-        fits[:, i] &= size[:, i] <= left
-        left -= size[:, i] * fits[:, i]
-    taken = torch.zeros_like(eligible).scatter(-1, order, fits)
+    waiting = whole.gather(-1, order)
+    taken = torch.zeros_like(waiting)
+    left = k[:, None]
+
+    # Round by round: a word larger than what is left will never fit; of the others, take the first ones that
+    # fit together. A round ends at a word that then fits no more, and what is left shrinks in each: r rounds
+    # need 2 + ... + r pieces that were passed over and r that were taken, so r^2 < 2 T.
+    for _ in range(math.isqrt(2 * order.shape[1])):
+        waiting &= size <= left
+        fits = waiting & ((size * waiting).cumsum(-1) <= left)
+        left = left - (size * fits).sum(-1, keepdim=True)
+        taken |= fits
+        waiting &= ~fits
+
+    taken = torch.zeros_like(taken).scatter(-1, order, taken)
     return _word_sum(taken.long(), word) > 0
 
 
@@ -443,52 +458,86 @@ def mask_batch(
 
 COLOUR = "\033[30;48;5;{shade}m{text}\033[0m"  # of a terminal, from yellow to red
 HTML = '<b style="background:hsl(0 100% {light:.0f}%)">{text}</b>'  # from white to red
+PAGE = """\
+<!doctype html><html lang="en"><meta charset="utf-8"><title>How unsure is {model}?</title>
+<style>:root {{ color-scheme: light dark }} b {{ color: black; font-weight: normal }}</style><pre>{text}</pre>
+"""
+Sentence = namedtuple("Sentence", "tokens entropies guesses picks left_out")
 
 
-def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
-    """Of a text: its n tokens, their n entropies (nats; `blank`: each hidden alone), {rule: n bools}."""
-    tokenizer.enable_truncation(model.config.max_position_embeddings)
+def read_sentence(model, tokenizer, text, reading, mask_ratio, generator) -> Sentence:
+    """What a model thinks of a text: its n tokens, n entropies (nats), n best guesses, {rule: n bools}.
+
+    `blank` hides each token alone. The text is cut, and left_out tokens are not read, at the longest row of
+    the model's training where that is known: later positions never learned. Raises ValueError for no tokens.
+    """
+    longest = model.config.max_position_embeddings
+    tokenizer.no_truncation()
+    whole = len(tokenizer.encode(text))
+    tokenizer.enable_truncation(min(longest, getattr(model.config, "trained_length", None) or longest))
     encoding = tokenizer.encode(text)
     ids = torch.tensor([encoding.ids])
-    eligible = eligible_positions(ids, [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")])
-    if reading == "visible":
-        entropy = visible_entropy(model, ids)
-    else:
-        alone = torch.eye(ids.shape[1], dtype=torch.bool)  # row i hides token i
-        mask_token_id = tokenizer.token_to_id("[MASK]")
-        entropy = blank_entropy(model, ids.expand_as(alone), alone, mask_token_id).diagonal()[None]
+    special = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]")]
+    places = eligible_positions(ids, special)[0].nonzero()  # [n, 1]
+    if len(places) == 0:
+        raise ValueError(f"the text {text!r} has no tokens: there is nothing to show")
 
-    tokens = [encoding.tokens[i] for i in eligible[0].nonzero()[:, 0]]
+    entropies = []
+    guesses = []
+    with evaluating(model):
+        for place in places:  # [1]
+            row = ids.clone()
+            if reading == "blank":
+                row[0, place] = tokenizer.token_to_id("[MASK]")
+            logits = logits_at(model, place[None], row)[0, 0]  # [V]
+            entropies.append(prediction_entropy(logits).item())
+            probability, best = logits.softmax(-1).max(-1)
+            guesses.append(f"{tokenizer.id_to_token(best.item())} {probability:.0%}")
+    if not all(map(math.isfinite, entropies)):
+        raise ValueError("the model's predictions are not finite, so its weights are damaged")
+
+    eligible = torch.ones(1, len(places), dtype=torch.bool)
+    entropy = torch.tensor([entropies])
     picks = {}
     for rule in RULES:
-        selected = select_positions(rule, eligible, mask_ratio, entropy, generator=generator)
-        picks[rule] = selected[eligible].tolist()
-    return tokens, entropy[eligible].tolist(), picks
+        picks[rule] = select_positions(rule, eligible, mask_ratio, entropy, generator=generator)[0].tolist()
+    tokens = [encoding.tokens[place] for place in places]
+    return Sentence(tokens, entropies, guesses, picks, whole - len(encoding))
 
 
-def picture(tokens, entropies, picks, style: str) -> str:
-    """A line per token: its entropy in nats and as a bar, and a square under each rule that hides it."""
-    highest = max([1e-9, *entropies])
-    decimals = 1 if highest >= 1 else 2  # a confident model needs the second one
-    lines = [f"{'token':<16}  nats {'':8} {' '.join(picks)}"]
-    for i, token in enumerate(tokens):
-        level = entropies[i] / highest
-        shown = style.format(text=f"{token:<16}", shade=228 - 6 * round(5 * level), light=100 - 40 * level)
-        bar = "█" * round(8 * level)
-        marks = [("■" if pick[i] else "·").center(len(rule)) for rule, pick in picks.items()]
-        lines.append(f"{shown} {entropies[i]:5.{decimals}f} {bar:<8} {' '.join(marks)}")
+def picture(sentences: list[Sentence], legend: str, style: str) -> str:
+    """A line per token: entropy in nats and as a bar, guess, a square under each rule that hides it."""
+    escape = html.escape if style == HTML else str
+    highest = max(1e-9, *(nats for sentence in sentences for nats in sentence.entropies))
+    lines = [escape(legend)]
+    for tokens, entropies, guesses, picks, left_out in sentences:
+        width = max(map(len, ["token", *tokens]))
+        wide = max(map(len, ["guess", *guesses]))
+        lines += ["", f"{'token':<{width}}  nats {'':8} {'guess':<{wide}} {' '.join(picks)}"]
+        for i, token in enumerate(tokens):
+            level = entropies[i] / highest
+            padded = escape(f"{token:<{width}}")
+            shown = style.format(text=padded, shade=228 - 6 * round(5 * level), light=100 - 40 * level)
+            guess = escape(f"{guesses[i]:<{wide}}")
+            marks = " ".join(("■" if pick[i] else "·").center(len(rule)) for rule, pick in picks.items())
+            lines.append(f"{shown} {entropies[i]:5.2f} {'█' * round(8 * level):<8} {guess} {marks}".rstrip())
+        if left_out:
+            lines.append(f"{left_out:,} more tokens are not read: they stand beyond the model's longest row")
+        if "[UNK]" in tokens:
+            lines.append("WARNING: [UNK] stands for pieces that the vocabulary lacks")
     return "\n".join(lines)
 
 
 def main(argv=None):
-    """Show how unsure a checkpoint is of each token of a text, and what each rule would mask."""
+    """Show how unsure a checkpoint is of each token of a text, its guess, and what each rule would mask."""
     from model import BertForMaskedLM, explain, load_tokenizer  # the rest of this file needs no model.py
 
     parser = ArgumentParser(description=main.__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, metavar="FOLDER", help="checkpoint folder, ours or Hugging Face's")
-    add("--text", required=True, help="what to read; cut to the model's longest row")
-    add("--reading", default="blank", choices=["blank", "visible"], help="tokens hidden, or seen")
+    add("--text", action="append", default=[], help="what to read; may be given several times")
+    add("--file", default="", help="text file to read line by line")
+    add("--reading", default="blank", choices=["blank", "visible"], help="each token hidden alone, or seen")
     add("--mask-ratio", default=0.15, type=float, help="share of the tokens each rule masks")
     add("--seed", default=0, type=int, help="of the rules that draw")
     add("--html", default="", metavar="FILE", help="write a page as well")
@@ -496,21 +545,27 @@ def main(argv=None):
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
     try:
+        lines = Path(o.file).read_text(encoding="utf-8").splitlines() if o.file else []
+        texts = o.text + [line for line in lines if line.strip()]
+        if not texts:
+            raise ValueError("there is nothing to read: give --text, or a --file with lines")
         tokenizer = load_tokenizer(o.model)
-        model = BertForMaskedLM.from_pretrained(o.model, vocab_size=tokenizer.get_vocab_size())
+        size = tokenizer.get_vocab_size()
+        model = BertForMaskedLM.from_pretrained(o.model, vocab_size=size)
         rng = torch.Generator().manual_seed(o.seed)
-        tokens, entropies, picks = read_sentence(model, tokenizer, o.text, o.reading, o.mask_ratio, rng)
-        if not all(map(math.isfinite, entropies)):
-            raise ValueError(f"{o.model}: predictions are not finite, so its weights are damaged")
-        title = f"{o.reading} entropy per token; at most {math.log(tokenizer.get_vocab_size()):.1f} nats"
-        print(title)
+        sentences = [read_sentence(model, tokenizer, t, o.reading, o.mask_ratio, rng) for t in texts]
+
+        hidden = "each token hidden alone" if o.reading == "blank" else "no token hidden"
+        legend = f"""\
+{o.model}, {o.reading} reading: {hidden}
+token   the redder, the less sure of it is the model
+nats    how unsure: entropy, from 0 to {math.log(size):.2f}
+guess   its best word here, with its probability
+■       a rule would mask this token ({o.mask_ratio:.0%} of all)"""
         coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print(picture(tokens, entropies, picks, COLOUR if coloured else "{text}"))
-        if tokens.count("[UNK]") > 0.02 * len(tokens):
-            print("WARNING: [UNK] stands for pieces that the vocabulary lacks")
+        print(picture(sentences, legend, COLOUR if coloured else "{text}"))
         if o.html:
-            rows = picture([html.escape(f"{token:<16}") for token in tokens], entropies, picks, HTML)
-            page = f'<!doctype html><meta charset="utf-8"><title>{title}</title><pre>{title}\n\n{rows}</pre>'
+            page = PAGE.format(model=html.escape(o.model), text=picture(sentences, legend, HTML))
             Path(o.html).write_text(page, encoding="utf-8")
             print(f"written to {o.html}")
     except Exception as error:

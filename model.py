@@ -54,12 +54,13 @@ class BertConfig:
     initializer_range: float = 0.02  # standard deviation of the normal initialisation
     layer_norm_eps: float = 1e-12
     num_labels: int = 2  # outputs of the classifier
-    fast_attention: bool = True  # F.scaled_dot_product_attention where it is faster, or the equation by hand
 
     def __post_init__(self):
-        if self.hidden_size % (2 * self.num_attention_heads) or self.hidden_act not in ACTIVATIONS:
-            what = f"{self.hidden_size} with {self.num_attention_heads} heads and {self.hidden_act!r}"
-            raise ValueError(f"hidden_size {what} cannot be built; known are {', '.join(ACTIVATIONS)}")
+        if self.hidden_size % self.num_attention_heads:
+            heads = self.num_attention_heads
+            raise ValueError(f"hidden_size {self.hidden_size} cannot be divided among {heads} heads")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
 
     @classmethod
     def preset(cls, size: str, **changes) -> "BertConfig":
@@ -105,7 +106,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        size, self.heads, self.fast = config.hidden_size, config.num_attention_heads, config.fast_attention
+        size, self.heads = config.hidden_size, config.num_attention_heads
         self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
         self.dropout = config.attention_probs_dropout_prob
 
@@ -113,11 +114,11 @@ class SelfAttention(nn.Module):
         split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)  # B, T, A, D
         q, k, v = (linear(x).view(split).transpose(1, 2) for linear in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
-        slow = q.device.type == "cpu" and q.dtype == torch.bfloat16  # there the equation by hand is faster
-        if self.fast and not slow:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        else:
+        # Torch's fused function is attention() in one pass and faster, except in bfloat16 on a CPU.
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             out = attention(q, k, v, mask, dropout)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return out.transpose(1, 2).reshape(x.shape)
 
 
@@ -183,7 +184,6 @@ class Pretrained(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"model_type": "bert", "architectures": [type(self).__name__], **asdict(self.config)}
-        del config["fast_attention"]
         # Who fine-tunes this folder elsewhere wants BERT's own dropout, even if pretraining did without.
         config |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
         write_json(folder / "config.json", config)
@@ -271,11 +271,11 @@ class BertForMaskedLM(Pretrained):
         self.cls = nn.ModuleDict({"predictions": MaskedLMHead(config, self.bert.embeddings.word_embeddings)})
         init_normal(self.cls, config.initializer_range)
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
-        """Logits over the vocabulary: [B, T, V], or [B, k, V] at the places `positions` [B, k] alone."""
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, places=None):
+        """Logits over the vocabulary: [B, T, V], or [B, k, V] at the places [B, k], indices, alone."""
         hidden, _ = self.bert(input_ids, attention_mask, token_type_ids)
-        if positions is not None:  # the head is most of the work of a small model; few tokens need it
-            hidden = hidden.take_along_dim(positions[..., None], 1)
+        if places is not None:  # the head is most of the work of a small model; few tokens need it
+            hidden = hidden.take_along_dim(places[..., None], 1)
         return self.cls["predictions"](hidden)
 
 
@@ -314,9 +314,12 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
     only if they are the same (random features, Rahimi & Recht 2007). "d places further" is a rotation R_d of
     every pair, so a head with key = pairs and query = R_d pairs looks at p + d; the heads get d = -1, +1, -2,
     +2, ... Values are an orthogonal map, the output its transpose: the neighbour's vector arrives as it is.
+    Raises ValueError for heads of odd width, which are not all pairs.
     """
     config, attn = bert.config, bert.encoder["layer"][0].attention
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
+    if size % 2:
+        raise ValueError(f"heads of odd width {size} are no pairs to turn: start from normal weights instead")
     frequency = math.pi * torch.rand(width // 2, generator=generator)  # w_i, radians per position
     angle = torch.arange(config.max_position_embeddings)[:, None] * frequency  # [positions, H / 2]
     waves = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)  # [positions, H]
@@ -445,47 +448,64 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     treated as tokenizer_config.json says, by default as in BERT uncased; `lowercase` overrides both. The ids
     are 0 to get_vocab_size() - 1. Raises ValueError for what is damaged, or would be read differently there.
     """
+    # Pieces are in tokenizer.json or vocab.txt; how to use them is in up to four files beside it.
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"
     whole = read_json(path) if path.suffix == ".json" else {}
-    names = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-    config, settings, older, added = [read_json(folder / n) if (folder / n).is_file() else {} for n in names]
+    names = ("config.json", "tokenizer_config.json")
+    config, settings = [read_json(folder / name) if (folder / name).is_file() else {} for name in names]
 
+    # Another kind of tokenizer would be read without an error, and cut text into other pieces.
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class") or "BertTokenizer"
     model = whole.get("model", {}).get("type", "WordPiece")
     if kind not in ("BertTokenizer", "BertTokenizerFast") or model != "WordPiece":
         raise ValueError(f"{folder}: {kind} with {model}; only BertTokenizer with WordPiece is read here")
 
-    # Added words are found before text is split. One list defines them; other settings may only repeat it.
-    words = {word.pop("id"): word for word in whole.get("added_tokens", [])}
-    words = settings.get("added_tokens_decoder", words)
-    if "added_tokens_decoder" not in settings:
-        settings |= {**older, "added_tokens": list(added)}
-    known = [*SPECIAL_TOKENS, *(word["content"] for word in words.values()), False]  # False: a switch
-    for key, value in settings.items():
-        named = value if isinstance(value, list) else [value]
-        if key.endswith(("_token", "_tokens")) and not all(word in known for word in named):
-            where = "added_tokens_decoder, where transformers 5 saves it"
-            raise ValueError(f"{folder}: {key} is {value!r}, which is not in {where}")
-
+    # Only these three settings change how text is treated; what tokenizer.json says of it does not count.
     rules = {"lowercase": settings.get("do_lower_case", True) if lowercase is None else lowercase}
     rules |= {"strip_accents": settings.get("strip_accents")}
     rules |= {"handle_chinese_chars": settings.get("tokenize_chinese_chars", True)}
+    added = added_words(folder, settings, whole.get("added_tokens", []))
     try:
         pieces = whole["model"]["vocab"] if whole else WordPiece.read_file(str(path))
         tokenizer = BertWordPieceTokenizer(pieces, **rules)
-        tokenizer.add_tokens([AddedToken(**words[i]) for i in sorted(words, key=int)])
+        tokenizer.add_tokens([AddedToken(**word) for word in added])
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise ValueError(f"{path} is missing, damaged or no vocabulary: {error}") from None
 
+    # An id is a row of the embeddings: each has one piece, and the special ones are there.
     ids = tokenizer.get_vocab()
     if missing := [word for word in SPECIAL_TOKENS if word not in ids]:
         raise ValueError(f"{path} lacks {' '.join(missing)}: is it BERT's vocabulary?")
     if "" in ids or sorted(ids.values()) != list(range(len(ids))):
         raise ValueError(f"{path}: pieces are blank, repeated, or not numbered from 0 without gaps")
     return Tokenizer.from_str(tokenizer.to_str())
+
+
+def added_words(folder, settings: dict, words: list[dict]) -> list[dict]:
+    """The words that are found before text is split, in the order of their ids.
+
+    settings: tokenizer_config.json, whose added_tokens_decoder defines them; else `words` of tokenizer.json.
+    Raises ValueError where another setting names a word that neither list defines: it would be missing here.
+    """
+    found = {word["id"]: {name: word[name] for name in word if name != "id"} for word in words}
+    if "added_tokens_decoder" in settings:
+        found = settings["added_tokens_decoder"]
+        named = settings
+    else:  # until 2023 they stood in two more files
+        names = ("special_tokens_map.json", "added_tokens.json")
+        older, numbers = [read_json(folder / name) if (folder / name).is_file() else {} for name in names]
+        named = {**settings, **older, "added_tokens": list(numbers)}
+
+    known = [*SPECIAL_TOKENS, *(word["content"] for word in found.values()), False]  # False: a switch
+    for key, value in named.items():
+        values = value if isinstance(value, list) else [value]
+        if key.endswith(("_token", "_tokens")) and not all(value in known for value in values):
+            where = "added_tokens_decoder, where transformers 5 saves it"
+            raise ValueError(f"{folder}: {key} is {value!r}, which is not in {where}")
+    return [found[number] for number in sorted(found, key=int)]
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder, longest: int = 512):

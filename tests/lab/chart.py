@@ -23,6 +23,7 @@ WIDTH, HEIGHT = 760, 360
 LEFT, TOP, BOTTOM = 64, 44, 52  # margins; the right one depends on the names of the lines
 FONT = 13  # height of the text; a letter is about 0.56 of it wide
 GAP = 17  # least distance between two names
+LONGEST_NAME = 30  # letters of a name beside its line
 
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
@@ -39,6 +40,18 @@ def tick_label(value: float, step: float) -> str:
     """As many decimals as neighbouring ticks need; thousands get a comma."""
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return f"{value:,.{decimals}f}"
+
+
+def x_ticks(low: float, high: float, width: float) -> list[tuple[float, str]]:
+    """Ticks with their labels, as many as stand side by side in so many pixels: [(x, label)]."""
+    for about in (6, 5, 4, 3, 2, 1):
+        found = ticks(low, high, about)
+        step = found[1] - found[0] if len(found) > 1 else high - low
+        labelled = [(x, tick_label(x, step)) for x in found]
+        widest = max(len(label) for _, label in labelled)
+        if (0.56 * widest + 1) * FONT <= width * step / (high - low):
+            break
+    return labelled
 
 
 def spread_out(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
@@ -62,17 +75,49 @@ def spread_out(wanted: list[float], gap: float, low: float, high: float) -> list
     return [start + i * gap for i, start in enumerate(starts)]
 
 
-def line_chart(title: str, lines: dict, x_label: str, y_label: str, mark: float | None = None) -> str:
-    """An SVG picture. lines: {name: (colour, xs, ys)}, each named at its end; mark: the y of a thick line."""
+def shortened(name: str, longest: int = LONGEST_NAME) -> str:
+    """A name that is too long without its middle: both ends of a run's name tell runs apart."""
+    if len(name) <= longest:
+        return name
+    head = (longest - 1) // 2
+    return name[:head] + "…" + name[head + 1 - longest :]
+
+
+def thinned(xs: list, ys: list, most: int = 600) -> tuple[list, list]:
+    """A line of at most 2 `most` points that looks the same: of each stretch its lowest and highest point.
+
+    The first and the last point stay, so that the line ends where its name stands.
+    """
+    if len(xs) <= 2 * most:
+        return xs, ys
+    kept = {0, len(xs) - 1}
+    for part in range(most - 1):
+        stretch = range(part * len(xs) // (most - 1), (part + 1) * len(xs) // (most - 1))
+        kept.add(min(stretch, key=ys.__getitem__))
+        kept.add(max(stretch, key=ys.__getitem__))
+    order = sorted(kept)
+    return [xs[i] for i in order], [ys[i] for i in order]
+
+
+def line_chart(
+    title, lines: dict, x_label, y_label, mark: float | None = None, dashed: dict | None = None
+) -> str:
+    """An SVG picture. lines: {name: (colour, xs, ys)}, each named at its end; all numbers are finite.
+
+    mark: the y of a thick line without a name. dashed: {name: y} of level lines, dashed and named.
+    """
+    dashed = dashed or {}
     xs = [x for _, line_xs, _ in lines.values() for x in line_xs]
-    ys = [y for _, _, line_ys in lines.values() for y in line_ys]
+    ys = [y for _, _, line_ys in lines.values() for y in line_ys] + [*dashed.values()]
     x_low = min(xs)
     x_high = max(xs) if max(xs) > x_low else x_low + 1  # a single point has no width
     margin = 0.05 * (max(ys) - min(ys)) if max(ys) > min(ys) else 0.5  # a flat line has no height
     y_low = min(ys) - margin
     y_high = max(ys) + margin
-    right = WIDTH - 16 - 0.56 * FONT * max(map(len, lines))
-    bottom = HEIGHT - BOTTOM
+    names = {name: shortened(name) for name in [*lines, *dashed]}
+    right = WIDTH - 16 - 0.56 * FONT * max(map(len, names.values()))
+    bottom = max(HEIGHT - BOTTOM, TOP + GAP * len(names))  # many names need a higher picture
+    height = bottom + BOTTOM
 
     def across(x):
         return LEFT + (x - x_low) / (x_high - x_low) * (right - LEFT)
@@ -85,8 +130,8 @@ def line_chart(title: str, lines: dict, x_label: str, y_label: str, mark: float 
         return f'<text {place} fill="{colour}"{more}>{escape(content)}</text>'
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" role="img" '
-        f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="{FONT}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" role="img" '
+        f'viewBox="0 0 {WIDTH} {height}" font-family="Helvetica, Arial, sans-serif" font-size="{FONT}">',
         f"<title>{escape(title)}</title>",
         text(LEFT, 22, title, more=' font-weight="bold"'),
     ]
@@ -98,25 +143,38 @@ def line_chart(title: str, lines: dict, x_label: str, y_label: str, mark: float 
         parts.append(text(LEFT - 8, down(y) + 4, tick_label(y, y_ticks[1] - y_ticks[0]), "end"))
     if mark is not None and y_low <= mark <= y_high:
         parts.append(f'<path d="M{LEFT} {down(mark):.1f}H{right:.0f}" stroke="{GREY}" stroke-width="1.5"/>')
-    x_ticks = ticks(x_low, x_high)
-    for x in x_ticks:
+    for x, label in x_ticks(x_low, x_high, right - LEFT):
         parts.append(f'<path d="M{across(x):.1f} {bottom}v5" stroke="{GREY}"/>')
-        parts.append(text(across(x), bottom + 20, tick_label(x, x_ticks[1] - x_ticks[0]), "middle"))
+        parts.append(text(across(x), bottom + 20, label, "middle"))
     parts.append(f'<path d="M{LEFT} {TOP}V{bottom}H{right:.0f}" fill="none" stroke="{GREY}"/>')
-    parts.append(text((LEFT + right) / 2, HEIGHT - 12, x_label, "middle"))
+    parts.append(text((LEFT + right) / 2, height - 12, x_label, "middle"))
     middle = (TOP + bottom) / 2
     parts.append(text(16, middle, y_label, "middle", more=f' transform="rotate(-90 16 {middle:.0f})"'))
 
     # the lines, each with its name at about the height where it ends
-    ends = sorted((down(line_ys[-1]), name) for name, (_, _, line_ys) in lines.items())
+    ends = [(down(line_ys[-1]), name) for name, (_, _, line_ys) in lines.items()]
+    ends = sorted(ends + [(down(y), name) for name, y in dashed.items()])
     heights = spread_out([y for y, _ in ends], GAP, TOP, bottom - 4)
-    height_of = {name: height for (_, name), height in zip(ends, heights, strict=True)}
+    height_of = {name: y for (_, name), y in zip(ends, heights, strict=True)}
+
+    def name_it(name, x, y, tone):
+        label = height_of[name]
+        connection = f"M{x + 2:.0f} {y:.0f}L{right + 8:.0f} {label:.0f}"
+        dots = ' stroke-dasharray="1 4"' if x < right - 1 else ""  # far from its name: no part of the line
+        parts.append(f'<path d="{connection}" fill="none" stroke="{tone}" stroke-width="0.7"{dots}/>')
+        parts.append(text(right + 12, label + 4, names[name], colour=tone))
+
+    for name, y in dashed.items():
+        level = f'd="M{LEFT} {down(y):.1f}H{right:.0f}" stroke-dasharray="6 4"'
+        parts.append(f'<path {level} fill="none" stroke="{GREY}" stroke-width="1.5"/>')
+        name_it(name, right, down(y), GREY)
     for name, (colour, line_xs, line_ys) in lines.items():
         tone = COLOURS[colour]
-        points = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in zip(line_xs, line_ys, strict=True))
+        line = list(zip(*thinned(line_xs, line_ys), strict=True))
+        points = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in line)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{tone}" stroke-width="2"/>')
-        height = height_of[name]
-        start = f"M{across(line_xs[-1]) + 2:.0f} {down(line_ys[-1]):.0f}"
-        parts.append(f'<path d="{start}L{right + 8:.0f} {height:.0f}" stroke="{tone}" stroke-width="0.7"/>')
-        parts.append(text(right + 12, height + 4, name, colour=tone))
+        if len(line) == 1:
+            x, y = across(line[0][0]), down(line[0][1])
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{tone}"/>')
+        name_it(name, across(line_xs[-1]), down(line_ys[-1]), tone)
     return "\n".join([*parts, "</svg>\n"])

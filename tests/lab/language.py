@@ -4,9 +4,9 @@
     python tests/lab/language.py --seeds 0 1 2      every arm; runs that are in the results are left out
     python tests/lab/language.py                    tables and figures of the results, no run
 
-A row is six records of eleven tokens. Each token of a record is of one kind:
+A row is as many records as fit into 66 tokens. Each token of a record is of one kind:
 
-    easy       eight words that are one of eight phrases: any of them gives the others away
+    easy       --easy words that are one of eight phrases: any of them gives the others away
     keys       two words, drawn at random; where one is hidden, the others narrow it down
     learnable  a function of the two keys: a table that the model has to learn by heart
     noise      drawn at random; with --noise n it takes the place of n of the easy words
@@ -27,6 +27,7 @@ import train  # isort: skip (first: it sets how threads wait, before torch is im
 import argparse
 import csv
 import math
+import subprocess
 import tempfile
 
 import flops
@@ -35,16 +36,15 @@ import torch
 from chart import line_chart
 from easy_tokens import EASY
 from experiment import against, spread
+from focal import FocalPretraining, make_parser
 
 import masking
-import model as bert
 from glue_eval import markdown
+from model import SPECIAL_TOKENS, BertConfig, explain
 
-RECORDS = 6  # per row
-LENGTH = 11  # tokens of a record
-KEYS = (1, 4)  # places in a record
-FUNCTION = 8
-OTHERS = (0, 3, 6, 10, 2, 5, 7, 9)  # the first --noise of these places hold noise, the others a phrase
+BODY = 66  # tokens of a row at most, without [CLS] and [SEP]
+EASY_WORDS = 8  # in a record, unless --easy says otherwise
+NOISE_FIRST = (0, 3, 6, 10)  # places of a record of eleven that noise takes first; else from left to right
 PHRASES = 8
 VALUES = 32  # of the function
 NOISE_WORDS = 32
@@ -55,7 +55,7 @@ RANDOM_STEPS = 120  # before entropies choose
 EARLY = (200, 450)  # evaluations in this range: entropies choose already, and no arm knows the table yet
 RANDOM = "random"
 LONGER = "random, longer"  # as many steps as make up for the extra pass of `sample`
-ARMS = {  # name: (options of train.py, colour in the figure)
+ARMS = {  # name: (options of train.py and focal.py, colour in the figure)
     RANDOM: ("--masking random", "blue"),
     LONGER: ("--masking random", "olive"),
     "low": ("--select low", "orange"),
@@ -64,28 +64,53 @@ ARMS = {  # name: (options of train.py, colour in the figure)
     "sample, memory": ("--reading memory", "violet"),
     "sample, visible": ("--reading visible", "pink"),
     "sample, reducible": ("--select sample", "teal"),  # by max(0, H of the model - H of the language)
+    "focal, 1": ("--masking random --gamma 1", "teal"),  # a loss that weighs tokens, see focal.py
+    "focal, 2": ("--masking random --gamma 2", "pink"),
 }
+AS_RANDOM = (RANDOM, LONGER, "focal, 1", "focal, 2")  # no entropy chooses their masks
 FIGURE = (RANDOM, "low", "high", "sample", "sample, memory")  # more lines would hide each other
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = ["noise", "keys", "steps", "arm", "seed", "steps_made", "gflop", "below_1_nat", "floor"]
-COLUMNS += [*(f"{kind}_loss" for kind in KINDS), "curve", "masked", "easy_share"]
+COLUMNS += [*(f"{kind}_loss" for kind in KINDS), "curve", "masked", "easy_share", "easy_words"]
+# At the end, under the exam's masks: accuracy, and entropy less loss in nats, of all and of learnable tokens;
+# the step from which half of the guesses of learnable tokens are correct; whose code made the run.
+COLUMNS += [
+    "accuracy",
+    "calibration",
+    "learnable_accuracy",
+    "learnable_calibration",
+    "half_correct",
+    "commit",
+]
 
 
 class Language:
-    """Words, a table and random rows. noise: how many words of a record; keys: how many values a key has."""
+    """Words, a table and random rows.
 
-    def __init__(self, seed: int, noise: int, keys: int):
+    noise: how many words of a record; keys: how many values a key has; easy: how many easy words a record
+    has without noise.
+    """
+
+    def __init__(self, seed: int, noise: int, keys: int, easy: int = EASY_WORDS):
         self.rng = np.random.default_rng(seed)
         self.keys = keys
-        self.noise_places = list(OTHERS[:noise])
-        self.easy_places = list(OTHERS[noise:])
+        self.length = easy + 3  # tokens of a record
+        self.records = BODY // self.length  # in a row
+        # Two keys and their function lie at the same shares of a record: at 1, 4 and 8 of eleven places.
+        self.key_places = (1, 1 + 3 * self.length // 11)
+        self.function_place = 8 * self.length // 11
+        taken = (*self.key_places, self.function_place)
+        others = [place for place in range(self.length) if place not in taken]
+        others.sort(key=lambda place: place not in NOISE_FIRST)  # the order is kept otherwise
+        self.noise_places = others[:noise]
+        self.easy_places = others[noise:]
         # Values are shared out evenly among the pairs of keys: 64 pairs have two of each of the 32.
         self.table = torch.from_numpy(self.rng.permutation(keys * keys) % VALUES)
         # The words in the order of their ids, and the id at which each group begins.
-        self.words = list(bert.SPECIAL_TOKENS)
+        self.words = list(SPECIAL_TOKENS)
         self.first = {}
         sizes = {
-            "phrase": PHRASES * LENGTH,
+            "phrase": PHRASES * self.length,
             "key": keys,
             "other": keys,
             "value": VALUES,
@@ -96,28 +121,28 @@ class Language:
             self.words += [f"{group}{chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(size)]
 
     def rows(self, count: int) -> np.ndarray:
-        """Random rows of ids: [count, 66]."""
-        shape = (count, RECORDS)
-        ids = np.zeros((*shape, LENGTH), np.int32)
+        """Random rows of ids: [count, records x length]."""
+        shape = (count, self.records)
+        ids = np.zeros((*shape, self.length), np.int32)
         phrase = self.rng.integers(PHRASES, size=shape)
         for place in self.easy_places:
-            ids[..., place] = self.first["phrase"] + phrase * LENGTH + place
+            ids[..., place] = self.first["phrase"] + phrase * self.length + place
         for place in self.noise_places:
             ids[..., place] = self.first["noise"] + self.rng.integers(NOISE_WORDS, size=shape)
         key = self.rng.integers(self.keys, size=shape)
         other = self.rng.integers(self.keys, size=shape)
-        ids[..., KEYS[0]] = self.first["key"] + key
-        ids[..., KEYS[1]] = self.first["other"] + other
-        ids[..., FUNCTION] = self.first["value"] + self.table.numpy()[key * self.keys + other]
-        return ids.reshape(count, RECORDS * LENGTH)
+        ids[..., self.key_places[0]] = self.first["key"] + key
+        ids[..., self.key_places[1]] = self.first["other"] + other
+        ids[..., self.function_place] = self.first["value"] + self.table.numpy()[key * self.keys + other]
+        return ids.reshape(count, self.records * self.length)
 
     def kind_of_place(self) -> torch.Tensor:
-        """The number in KINDS of every place of a row, [CLS] and [SEP] included (-1): [68]."""
-        kinds = np.zeros(LENGTH, np.int64)
-        kinds[list(KEYS)] = 1
-        kinds[FUNCTION] = 2
+        """The number in KINDS of every place of a row, [CLS] and [SEP] included (-1): [T]."""
+        kinds = np.zeros(self.length, np.int64)
+        kinds[list(self.key_places)] = 1
+        kinds[self.function_place] = 2
         kinds[self.noise_places] = 3
-        return torch.from_numpy(np.pad(np.tile(kinds, RECORDS), 1, constant_values=-1))
+        return torch.from_numpy(np.pad(np.tile(kinds, self.records), 1, constant_values=-1))
 
     def kind_of_word(self) -> torch.Tensor:
         """The number in KINDS of every word: [V]; special tokens, which are never masked, count as easy."""
@@ -127,13 +152,13 @@ class Language:
         return kinds
 
     def true_entropy(self, ids, hidden) -> torch.Tensor:
-        """Entropy of each hidden token given all visible ones: [B, 68], nats; 0 where nothing is hidden.
+        """Entropy of each hidden token given all visible ones: [B, T], nats; 0 where nothing is hidden.
 
-        ids, hidden: long and bool [B, 68]. By enumeration of all pairs of keys. This is the loss of
+        ids, hidden: long and bool [B, T]. By enumeration of all pairs of keys. This is the loss of
         somebody who knows the language; on average no model can do better.
         """
-        records = ids[:, 1:-1].reshape(-1, LENGTH)
-        hidden = hidden[:, 1:-1].reshape(-1, LENGTH)
+        records = ids[:, 1:-1].reshape(-1, self.length)
+        hidden = hidden[:, 1:-1].reshape(-1, self.length)
         entropy = torch.zeros(records.shape)
         entropy[:, self.noise_places] = math.log(NOISE_WORDS)
         all_hidden = hidden[:, self.easy_places].all(1, keepdim=True)  # else the phrase is known
@@ -142,9 +167,9 @@ class Language:
         # All pairs of keys that agree with what is visible are equally likely.
         pairs = torch.cartesian_prod(torch.arange(self.keys), torch.arange(self.keys))
         answers = {
-            KEYS[0]: pairs[:, 0] + self.first["key"],
-            KEYS[1]: pairs[:, 1] + self.first["other"],
-            FUNCTION: self.table + self.first["value"],
+            self.key_places[0]: pairs[:, 0] + self.first["key"],
+            self.key_places[1]: pairs[:, 1] + self.first["other"],
+            self.function_place: self.table + self.first["value"],
         }
         possible = torch.ones(len(records), len(pairs), dtype=torch.bool)
         for place, answer in answers.items():
@@ -163,7 +188,7 @@ class Language:
         (folder / "vocab.txt").write_text("\n".join(self.words))
 
 
-class Experiment(train.Pretraining):
+class Experiment(FocalPretraining):
     """A run of train.py that measures the held-out loss of each kind of token, and saves nothing."""
 
     def __init__(self, o, language: Language, reducible: bool):
@@ -184,16 +209,24 @@ class Experiment(train.Pretraining):
     def report(self, speed: float = 0.0):
         """Held-out loss, nats per token, of all tokens and of each kind; a kind that is not there has NaN.
 
-        Also the share of each kind in the masks of the steps since the last evaluation.
+        Also accuracy and calibration (mean entropy less loss, nats) of all tokens and of the learnable ones,
+        and the share of each kind in the masks of the steps since the last evaluation.
         """
-        losses = []
+        parts = []
         with self.autocast(), masking.evaluating(self.model):
             for ids, places, labels in zip(*(part.split(64) for part in self.exam), strict=True):
-                log_p = self.model(ids, positions=places).float().log_softmax(-1)
-                losses.append(-log_p.gather(-1, labels[..., None])[..., 0])
-        loss = torch.cat(losses)
+                log_p = masking.logits_at(self.model, places, ids).float().log_softmax(-1)
+                loss = -log_p.gather(-1, labels[..., None])[..., 0]
+                entropy = torch.special.entr(log_p.exp()).sum(-1)
+                parts.append(torch.stack((loss, log_p.argmax(-1) == labels, entropy - loss)))
+        measured = torch.cat(parts, dim=1)  # [3, rows, k]
+        loss, correct, gap = measured
+        learnable = self.kind == KINDS.index("learnable")
         line = {"step": self.step, "held_out_loss": loss.mean().item()}
         line |= {name: loss[self.kind == number].mean().item() for number, name in enumerate(KINDS)}
+        line |= {"accuracy": correct.mean().item(), "calibration": gap.mean().item()}
+        line |= {"learnable_accuracy": correct[learnable].mean().item()}
+        line |= {"learnable_calibration": gap[learnable].mean().item()}
         if self.seen:
             masks = torch.zeros(len(KINDS)).index_add_(0, self.language.kind_of_word(), self.seen["ids"])
             line["masked"] = (masks / masks.sum()).tolist()
@@ -217,16 +250,17 @@ class Experiment(train.Pretraining):
 # ---- runs ----
 
 
-def options_of(arm: str, seed: int, folder, o) -> argparse.Namespace:
-    """train.py's options for an arm."""
+def options_of(arm: str, seed: int, folder, language: Language, o) -> argparse.Namespace:
+    """The options of train.py and focal.py for an arm."""
+    body = language.records * language.length
     options = (
         f"--corpus {folder}/text.txt --vocab {folder}/vocab.txt --cache {folder} --device cpu --dtype float32"
     )
-    options += f" --seq-len {RECORDS * LENGTH + 2} --max-tokens {ROWS * RECORDS * LENGTH} --batch-size 32"
+    options += f" --gamma 0 --seq-len {body + 2} --max-tokens {ROWS * body} --batch-size 32"
     options += f" --lr 1e-3 --seed {seed} --steps {o.steps} --eval-every {o.eval_every} {ARMS[arm][0]}"
-    if arm not in (RANDOM, LONGER):
+    if arm not in AS_RANDOM:
         options += f" --entropy-warmup {min(RANDOM_STEPS, o.steps)}"
-    parser = train.make_parser("")
+    parser = make_parser()
     settings = parser.parse_args(options.split())
     train.check(settings, parser, 1)
     return settings
@@ -234,20 +268,21 @@ def options_of(arm: str, seed: int, folder, o) -> argparse.Namespace:
 
 def make_run(arm: str, seed: int, o) -> dict:
     """Train one arm: its line of the results. Runs of one seed share language, text and initial weights."""
-    language = Language(seed, o.noise, o.keys)
+    language = Language(seed, o.noise, o.keys, o.easy)
     with tempfile.TemporaryDirectory() as folder:
         language.write(Path(folder))
-        settings = options_of(arm, seed, folder, o)
-        config = bert.BertConfig.preset(settings.size, vocab_size=len(language.words))
+        settings = options_of(arm, seed, folder, language, o)
+        config = BertConfig.preset(settings.size, vocab_size=len(language.words))
         per_token = flops.flops_per_token(vars(settings), config)
         if arm == LONGER:
-            sample = options_of("sample", seed, folder, o)
+            sample = options_of("sample", seed, folder, language, o)
             settings.steps = round(o.steps * flops.flops_per_token(vars(sample), config) / per_token)
         run = Experiment(settings, language, reducible=arm == "sample, reducible")
         train.train(run)
 
     operations = per_token * settings.steps * settings.batch_size * settings.seq_len
     below = [line["step"] for line in run.log if line["learnable"] < 1]
+    half = [line["step"] for line in run.log if line["learnable_accuracy"] >= 0.5]
     result = {"noise": o.noise, "keys": o.keys, "steps": o.steps, "arm": arm, "seed": seed}
     result |= {"steps_made": settings.steps, "gflop": round(operations / 1e9)}
     result |= {"below_1_nat": below[0] if below else "never", "floor": f"{run.lowest_loss():.3f}"}
@@ -256,7 +291,21 @@ def make_run(arm: str, seed: int, o) -> dict:
     result["curve"] = " ".join(f"{line['step']}:{line['learnable']:.2f}" for line in run.log)
     early = [line["masked"] for line in run.log if EARLY[0] <= line["step"] <= EARLY[1]]
     result["masked"] = "/".join(f"{share:.3f}" for share in np.mean(early, axis=0)) if early else ""
+    result["easy_words"] = o.easy
+    for name in ("accuracy", "calibration", "learnable_accuracy", "learnable_calibration"):
+        result[name] = f"{run.log[-1][name]:.3f}"
+    result["half_correct"] = half[0] if half else "never"
+    result["commit"] = commit()
     return result
+
+
+def commit() -> str:
+    """Of this project's code; empty without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=7", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 def read_results(path: Path) -> list:
@@ -280,9 +329,9 @@ def add_result(path: Path, result: dict):
 # ---- tables and figures ----
 
 
-def setting_of(result: dict) -> tuple[int, int, int]:
-    """(noise, keys, steps): results are compared within a setting."""
-    return int(result["noise"]), int(result["keys"]), int(result["steps"])
+def setting_of(result: dict) -> tuple[int, int, int, int]:
+    """(easy words, noise, keys, steps): results are compared within a setting."""
+    return tuple(int(result[name]) for name in ("easy_words", "noise", "keys", "steps"))
 
 
 def by_arm(results: list) -> dict:
@@ -390,11 +439,11 @@ def median_curves(results: list) -> dict:
 
 def show(results: list, out: Path):
     """Print a table per setting and write its figure."""
-    for noise, keys, steps in sorted({setting_of(result) for result in results}):
-        rows = [result for result in results if setting_of(result) == (noise, keys, steps)]
-        kinds = f"{len(OTHERS) - noise} easy, 2 keys, 1 learnable, {noise} noise"
+    for easy, noise, keys, steps in sorted({setting_of(result) for result in results}):
+        rows = [result for result in results if setting_of(result) == (easy, noise, keys, steps)]
+        kinds = f"{easy - noise} easy, 2 keys, 1 learnable, {noise} noise"
         floor = np.mean([float(row["floor"]) for row in rows])
-        print(f"\nOf {LENGTH} tokens {kinds}. A table of {keys * keys} entries, {steps:,} steps.")
+        print(f"\nOf {easy + 3} tokens {kinds}. A table of {keys * keys} entries, {steps:,} steps.")
         print(f"The best possible loss of the learnable tokens is {floor:.2f} nats.\n")
         if shares := [float(row["easy_share"]) for row in rows if row["arm"] == RANDOM and row["easy_share"]]:
             print(f"Its models find {np.mean(shares):.1%} of the tokens easy (random masks, at the end).\n")
@@ -404,7 +453,8 @@ def show(results: list, out: Path):
         if any(row["masked"] for row in rows):
             print(f"\nWhat is masked, on average at the evaluations from step {EARLY[0]} to {EARLY[1]}:\n")
             print(mask_table(rows))
-        path = out / f"language-{noise}-{keys}-{steps}.svg"
+        many = "" if easy == EASY_WORDS else f"{easy}-"
+        path = out / f"language-{many}{noise}-{keys}-{steps}.svg"
         if lines := median_curves(rows):
             title = f"Held-out loss of the learnable tokens ({kinds})"
             svg = line_chart(title, lines, "step", "nats per learnable token", mark=1)
@@ -419,7 +469,8 @@ def main(argv=None):
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[], help="of language, text and weights; none: only show")
     add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM", help="which masks")
-    add("--noise", type=int, default=0, choices=range(len(OTHERS) + 1), help="words of noise in a record")
+    add("--easy", type=int, default=EASY_WORDS, help="easy words in a record, without noise")
+    add("--noise", type=int, default=0, help="how many of them are noise instead")
     add("--keys", type=int, default=8, help="values of a key; the table has KEYS x KEYS entries")
     add("--steps", type=int, default=1500, help="updates of the weights")
     add("--eval-every", type=int, default=50, help="steps between evaluations")
@@ -431,13 +482,15 @@ def main(argv=None):
             seeds=[0], arms=[RANDOM, "sample"], keys=6, steps=800, results=Path("runs/language")
         )
         o = parser.parse_args(argv)
+    if not 0 <= o.noise <= o.easy or not 1 <= o.easy <= BODY - 3:
+        sys.exit(f"language.py: --easy is from 1 to {BODY - 3}, --noise from 0 to --easy")
     train.keep_freed_ram()
     path = o.results / "language.csv"
     try:
         for seed in o.seeds:
             for arm in o.arms:
                 done = {(*setting_of(row), row["arm"], int(row["seed"])) for row in read_results(path)}
-                if (o.noise, o.keys, o.steps, arm, seed) not in done:
+                if (o.easy, o.noise, o.keys, o.steps, arm, seed) not in done:
                     print(f"seed {seed}, {arm}", flush=True)
                     add_result(path, make_run(arm, seed, o))
         results = read_results(path)
@@ -445,7 +498,7 @@ def main(argv=None):
             raise ValueError(f"{path} holds no results yet: name --seeds, or try --small")
         show(results, o.results)
     except Exception as error:
-        sys.exit(f"language.py: {bert.explain(error)}")
+        sys.exit(f"language.py: {explain(error)}")
 
 
 if __name__ == "__main__":

@@ -37,9 +37,10 @@ class Variant(train.Pretraining):
     def __init__(self, o):
         if o.reading != "memory":
             raise ValueError("this program is about --reading memory alone: leave --reading out")
-        if o.entropy_every < 0 or not all(0 <= x <= 1 for x in (o.forget, o.smooth, 2 * o.random_share)):
-            what = "--forget and --smooth from 0 to 1, --random-share from 0 to .5"
-            raise ValueError(f"--entropy-every must be 0 or more, {what}")
+        if o.entropy_every < 0 or not (0 <= o.forget <= 1 and 0 <= o.smooth <= 1):
+            raise ValueError("--entropy-every must be 0 or more, --forget and --smooth from 0 to 1")
+        if not 0 <= o.random_share < 1:
+            raise ValueError("--random-share is from 0 to 1, and below 1: else take --masking random")
         super().__init__(o)
 
     def choose(self, ids, index, rng) -> torch.Tensor:
@@ -49,45 +50,36 @@ class Variant(train.Pretraining):
             return super().choose(ids, index, rng)
 
         epoch = self.step * o.batch_size // self.row_count
-        by_blanks = o.entropy_every > 0 and epoch % o.entropy_every == 0
-        selected = self.choose_by_blanks(ids, rng) if by_blanks else self.choose_by_memory(ids, index, rng)
+        if o.entropy_every > 0 and epoch % o.entropy_every == 0:
+            return self.choose_by_blanks(ids, rng)
         if o.random_share > 0:
-            selected |= self.others(ids, selected, rng)
-        return selected
-
-    def by_rule(self) -> float:
-        """The mask ratio that is left to the rule; the rest is --random-share."""
-        o = self.o
-        if o.random_share == 0:
-            return o.mask_ratio
-        return (self.masks_per_row - round(o.random_share * self.masks_per_row)) / (o.seq_len - 2)
-
-    def choose_by_memory(self, ids, index, rng) -> torch.Tensor:
-        """What train.py does, and how many of the masks are at places with a remembered entropy."""
-        o = self.o
-        words = ~self.continues[ids] if o.whole_word else None
-        read = partial(self.entropies, ids, index)
-        settings = (self.by_rule(), None, o.select_temperature, rng, words)
-        selected = masking.choose_masks(read, self.maskable(ids), o.select, *settings)[0]
+            selected = self.choose_in_part(ids, index, rng)
+        else:
+            selected = super().choose(ids, index, rng)
         known = ~self.memory.values[self.send(index)].isnan()
         train.add(self.seen, {"remembered": (selected & known).sum()})
         return selected
+
+    def choose_in_part(self, ids, index, rng) -> torch.Tensor:
+        """From memory, but --random-share of the masks are drawn from the positions that are left."""
+        o = self.o
+        eligible = self.maskable(ids)
+        settings = {"generator": rng, "word_start": ~self.continues[ids] if o.whole_word else None}
+        entropy = self.memory.read(self.send(index))
+        ratio = (1 - o.random_share) * o.mask_ratio
+        first = masking.select_positions(
+            o.select, eligible, ratio, entropy, temperature=o.select_temperature, **settings
+        )
+        # All of the first, and a row with too few candidates is filled up at random.
+        return masking.select_positions("random", eligible, o.mask_ratio, candidates=first, **settings)
 
     def choose_by_blanks(self, ids, rng) -> torch.Tensor:
         """What train.py does with --reading blank."""
         o = self.o
         words = ~self.continues[ids] if o.whole_word else None
         read = partial(self.read, self.model, ids)
-        settings = (self.by_rule(), o.candidates, o.select_temperature, rng, words)
+        settings = (o.mask_ratio, o.candidates, o.select_temperature, rng, words)
         return masking.choose_masks(read, self.maskable(ids), o.select, *settings)[0]
-
-    def others(self, ids, selected, rng) -> torch.Tensor:
-        """As many random places of each row as are still to be masked, of those that are not yet selected."""
-        free = self.maskable(ids) & ~selected
-        left = self.masks_per_row - selected.sum(-1, keepdim=True)
-        noise = torch.rand(ids.shape, generator=rng, device=ids.device)
-        rank = noise.masked_fill(~free, 2).argsort(-1).argsort(-1)  # 0, 1, ... in random order, per row
-        return free & (rank < left)
 
     def update(self):
         """One step; before and after it, what is remembered [rows, T] (nats) of its rows changes."""

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROJECT
-from language import FUNCTION, KEYS, KINDS, LENGTH, LONGER, NOISE_WORDS, PHRASES, Language
+from language import KINDS, LONGER, NOISE_WORDS, PHRASES, Language
 
 import train
 
 
 def options(**more):
-    return argparse.Namespace(**{"noise": 0, "keys": 8, "steps": 1500, "eval_every": 50, **more})
+    return argparse.Namespace(**{"easy": 8, "noise": 0, "keys": 8, "steps": 1500, "eval_every": 50, **more})
 
 
 @pytest.fixture
@@ -31,26 +31,40 @@ def small(monkeypatch):
 # ---- the language ----
 
 
-@pytest.mark.parametrize("noise", [0, 4, 8])
-def test_a_record_is_a_phrase_two_keys_and_their_function(noise):
-    tongue = Language(seed=1, noise=noise, keys=8)
-    kinds = tongue.kind_of_place()[1:-1].view(-1, LENGTH)
-    assert (kinds == kinds[0]).all() and kinds[0].bincount(minlength=4).tolist() == [8 - noise, 2, 1, noise]
+@pytest.mark.parametrize("easy, noise", [(8, 0), (8, 4), (8, 8), (2, 0), (2, 1), (5, 2), (17, 0), (17, 9)])
+def test_a_record_is_a_phrase_two_keys_and_their_function(easy, noise):
+    tongue = Language(seed=1, noise=noise, keys=8, easy=easy)
+    length = easy + 3
+    kinds = tongue.kind_of_place()[1:-1].view(-1, length)
+    counts = [easy - noise, 2, 1, noise]
+    assert (kinds == kinds[0]).all() and kinds[0].bincount(minlength=4).tolist() == counts
+    rows = tongue.rows(400)
+    assert rows.shape[1] == 66 // length * length, "as many records as fit into 66 tokens"
     functions = {}
-    for record in tongue.rows(200).reshape(-1, LENGTH):
+    for record in rows.reshape(-1, length):
         words = [tongue.words[i] for i in record]
-        phrases = {(record[p] - tongue.first["phrase"]) // LENGTH for p in tongue.easy_places}
-        assert len(phrases) <= 1, "all easy words of a record are of one phrase"
+        phrases = {(record[p] - tongue.first["phrase"]) // length for p in tongue.easy_places}
+        assert len(phrases) <= 1 and phrases <= set(range(PHRASES)), "all easy words are of one phrase"
+        assert all(words[p].startswith("phrase") for p in tongue.easy_places)
         assert all(words[p].startswith("noise") for p in tongue.noise_places)
-        keys = (words[KEYS[0]], words[KEYS[1]])
-        assert functions.setdefault(keys, words[FUNCTION]) == words[FUNCTION], "the same keys, the same value"
+        keys = tuple(words[p] for p in tongue.key_places)
+        value = words[tongue.function_place]
+        assert value.startswith("value") and functions.setdefault(keys, value) == value, (
+            "same keys, same value"
+        )
     assert len(functions) == 64 and set(Counter(functions.values()).values()) == {2}, "32 values, two each"
+
+
+def test_with_eight_easy_words_the_language_is_that_of_the_older_results():
+    tongue = Language(seed=1, noise=3, keys=8)
+    assert (tongue.key_places, tongue.function_place, tongue.records) == ((1, 4), 8, 6)
+    assert tongue.noise_places + tongue.easy_places == [0, 3, 6, 10, 2, 5, 7, 9]
 
 
 def test_words_survive_the_tokenizer_and_fill_the_vocabulary(small, tmp_path):
     tongue = Language(seed=0, noise=4, keys=3)
     tongue.write(tmp_path)
-    settings = language.options_of("random", 0, tmp_path, small)
+    settings = language.options_of("random", 0, tmp_path, tongue, small)
     tokenizer, ids, _, _ = train.prepare_text(settings)
     assert tokenizer.get_vocab_size() == len(tongue.words) == len(set(tongue.words))
     rows = torch.from_numpy(np.array(ids)).view(-1, 66)
@@ -64,29 +78,31 @@ def entropy_by_counting(tongue, record, hidden, place) -> float:
     for phrase, key, other in product(range(PHRASES), range(tongue.keys), range(tongue.keys)):
         world = list(record)
         for easy in tongue.easy_places:
-            world[easy] = tongue.first["phrase"] + phrase * LENGTH + easy
-        world[KEYS[0]] = tongue.first["key"] + key
-        world[KEYS[1]] = tongue.first["other"] + other
-        world[FUNCTION] = tongue.first["value"] + int(tongue.table[key * tongue.keys + other])
-        if all(world[p] == record[p] for p in range(LENGTH) if not hidden[p]):
+            world[easy] = tongue.first["phrase"] + phrase * tongue.length + easy
+        world[tongue.key_places[0]] = tongue.first["key"] + key
+        world[tongue.key_places[1]] = tongue.first["other"] + other
+        world[tongue.function_place] = tongue.first["value"] + int(tongue.table[key * tongue.keys + other])
+        if all(world[p] == record[p] for p in range(tongue.length) if not hidden[p]):
             counts[world[place]] += 1
     total = counts.total()
     entropy = -sum(n / total * math.log(n / total) for n in counts.values())
     return math.log(NOISE_WORDS) if place in tongue.noise_places else entropy
 
 
-@pytest.mark.parametrize("noise, share", [(0, 0.3), (4, 0.3), (4, 0.8), (8, 0.5)])
-def test_the_true_entropy_is_that_of_all_records_that_agree_with_what_is_visible(noise, share):
-    tongue = Language(seed=2, noise=noise, keys=6)
+@pytest.mark.parametrize(
+    "easy, noise, share", [(8, 0, 0.3), (8, 4, 0.3), (8, 4, 0.8), (8, 8, 0.5), (2, 0, 0.6), (17, 2, 0.4)]
+)
+def test_the_true_entropy_is_that_of_all_records_that_agree_with_what_is_visible(easy, noise, share):
+    tongue = Language(seed=2, noise=noise, keys=6, easy=easy)
     ids = torch.from_numpy(np.pad(tongue.rows(5).astype(np.int64), ((0, 0), (1, 1))))
     hidden = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < share
     hidden[:, 0] = False
     hidden[:, -1] = False
-    found = tongue.true_entropy(ids, hidden)[:, 1:-1].reshape(-1, LENGTH)
-    records = ids[:, 1:-1].reshape(-1, LENGTH).tolist()
-    masks = hidden[:, 1:-1].reshape(-1, LENGTH).tolist()
+    found = tongue.true_entropy(ids, hidden)[:, 1:-1].reshape(-1, tongue.length)
+    records = ids[:, 1:-1].reshape(-1, tongue.length).tolist()
+    masks = hidden[:, 1:-1].reshape(-1, tongue.length).tolist()
     for row, (record, mask) in enumerate(zip(records, masks, strict=True)):
-        for place in range(LENGTH):
+        for place in range(tongue.length):
             expected = entropy_by_counting(tongue, record, mask, place) if mask[place] else 0.0
             assert found[row, place].item() == pytest.approx(expected, abs=1e-5), (record, mask, place)
 
@@ -98,7 +114,7 @@ def test_the_loss_of_the_kinds_is_the_exam_s_loss_in_parts(small, tmp_path):
     tongue = Language(seed=0, noise=4, keys=3)
     tongue.write(tmp_path)
     small.noise = 4
-    run = language.Experiment(language.options_of("random", 0, tmp_path, small), tongue, False)
+    run = language.Experiment(language.options_of("random", 0, tmp_path, tongue, small), tongue, False)
     run.report()
     expected, _ = train.examine(run.model, run.exam)
     counts = [(run.kind == number).sum().item() for number in range(len(KINDS))]
@@ -107,13 +123,31 @@ def test_the_loss_of_the_kinds_is_the_exam_s_loss_in_parts(small, tmp_path):
     assert 0 < run.lowest_loss() < math.log(9), "at most all nine pairs of keys are possible"
 
 
+def test_accuracy_and_calibration_are_those_of_the_model_s_predictions(small, tmp_path):
+    tongue = Language(seed=0, noise=0, keys=3)
+    tongue.write(tmp_path)
+    run = language.Experiment(language.options_of("random", 0, tmp_path, tongue, small), tongue, False)
+    run.report()
+    ids, places, labels = run.exam
+    with torch.no_grad():
+        log_p = run.model.eval()(ids).double().log_softmax(-1)
+    log_p = log_p.take_along_dim(places[..., None], 1)  # of all tokens, those that the exam masks
+    gap = -(log_p.exp() * log_p).sum(-1) + log_p.gather(-1, labels[..., None])[..., 0]
+    correct = (log_p.argmax(-1) == labels).double()
+    learnable = tongue.kind_of_place()[places] == KINDS.index("learnable")
+    assert run.log[0]["calibration"] == pytest.approx(gap.mean().item(), abs=1e-4)
+    assert run.log[0]["learnable_calibration"] == pytest.approx(gap[learnable].mean().item(), abs=1e-4)
+    assert run.log[0]["accuracy"] == pytest.approx(correct.mean().item(), abs=1e-6)
+    assert run.log[0]["learnable_accuracy"] == pytest.approx(correct[learnable].mean().item(), abs=1e-6)
+
+
 def test_easy_is_what_the_model_is_sure_of(small, tmp_path, monkeypatch):
     tongue = Language(seed=0, noise=0, keys=3)
     tongue.write(tmp_path)
-    run = language.Experiment(language.options_of("random", 0, tmp_path, small), tongue, False)
+    run = language.Experiment(language.options_of("random", 0, tmp_path, tongue, small), tongue, False)
     ids, places, _ = run.exam
     with torch.no_grad():
-        p = run.model.eval()(ids, positions=places).double().softmax(-1)
+        p = run.model.eval()(ids, places=places).double().softmax(-1)
     entropy = torch.special.entr(p).sum(-1)
     monkeypatch.setattr(language, "EASY", entropy.quantile(0.25).item() + 1e-5)
     assert run.easy_share() == pytest.approx(0.25, abs=0.01)
@@ -123,7 +157,7 @@ def test_reducible_is_what_the_model_does_not_know_less_what_nobody_knows(small,
     tongue = Language(seed=0, noise=4, keys=3)
     tongue.write(tmp_path)
     small.noise = 4
-    settings = language.options_of("sample, reducible", 0, tmp_path, small)
+    settings = language.options_of("sample, reducible", 0, tmp_path, tongue, small)
     run = language.Experiment(settings, tongue, reducible=True)
     ids = train.take_rows(run.train_ids, np.arange(8), 68, run.cls, run.sep)
     hidden = torch.zeros(ids.shape, dtype=torch.bool)
@@ -143,7 +177,8 @@ def test_the_longer_random_run_has_the_operations_of_sample(tmp_path, monkeypatc
     class NoTraining(language.Experiment):
         def __init__(self, o, *_, **__):
             made["steps"] = o.steps
-            self.log = [{"step": o.steps, "learnable": 0.5, **dict.fromkeys(KINDS, 0.5)}]
+            names = ("accuracy", "calibration", "learnable_accuracy", "learnable_calibration")
+            self.log = [{"step": o.steps, **dict.fromkeys((*KINDS, *names), 0.5)}]
             self.lowest_loss = lambda: 0.0
             self.easy_share = lambda: 0.0
 
@@ -168,6 +203,7 @@ def test_every_arm_runs_and_finished_runs_are_left_out(small, tmp_path, capsys, 
     language.main([*argv, "--seeds", "0", "1", "--arms", "random"])
     assert "seed 0" not in capsys.readouterr().out
     assert len(language.read_results(tmp_path / "language.csv")) == len(results) + 1
+    assert len({row["commit"] for row in results}) == 1
     svg = (tmp_path / "language-0-3-4.svg").read_text()
     assert svg.count("<polyline") == len(language.FIGURE)
 
@@ -176,7 +212,7 @@ def test_the_kinds_that_are_masked_are_those_of_the_masked_places(small, tmp_pat
     tongue = Language(seed=0, noise=4, keys=3)
     tongue.write(tmp_path)
     small.noise = 4
-    run = language.Experiment(language.options_of("random", 0, tmp_path, small), tongue, False)
+    run = language.Experiment(language.options_of("random", 0, tmp_path, tongue, small), tongue, False)
     places = []
     original = run.choose
 
