@@ -137,7 +137,7 @@ def refuse_out_of_bounds(o, bounds: dict):
         value = getattr(o, name)
         if not low <= value <= high or value == math.inf:
             limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-            raise ValueError(f"{option(name)} {value} cannot be: here it is {limits}")
+            raise ValueError(f"{option(name)} {value} must be {limits} here")
 
 
 def refuse_idle(o, parser, needs: dict):
