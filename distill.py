@@ -212,8 +212,8 @@ class Distillation(train.Pretraining):
             return super().loss(ids, places, labels)
         with self.autocast():
             with torch.no_grad():
-                wanted = self.teacher(ids, positions=places)
-            logits = self.model(ids, positions=places)
+                wanted = self.teacher(ids, places=places)
+            logits = self.model(ids, places=places)
         cross_entropy, right, entropy = train.MaskedLoss.apply(logits, labels)
         kl = kd_loss(logits, wanted, labels, temperature)
         loss = (1 - alpha) * cross_entropy + alpha * kl

@@ -680,7 +680,7 @@ class Pretraining:
     def loss(self, ids, places, labels):
         """The objective, summed over the masked tokens; the sums to log; entropies [B, k], nats."""
         with self.autocast():
-            logits = self.model(ids, positions=places)
+            logits = self.model(ids, places=places)
         loss, right, entropy = MaskedLoss.apply(logits, labels)
         return loss, {"loss": loss.detach(), "accuracy": right}, entropy
 
@@ -941,7 +941,7 @@ def conclude(run: Pretraining):
     rows = take_rows(run.held_out_ids, index, size, run.cls, run.sep).to(run.device)
     middle = torch.full((3, 1), size // 2, device=run.device)
     with masking.evaluating(run.model), torch.compiler.set_stance("force_eager"):
-        guesses = run.model(rows.scatter(1, middle, run.mask), positions=middle)[:, 0].topk(3).indices
+        guesses = run.model(rows.scatter(1, middle, run.mask), places=middle)[:, 0].topk(3).indices
     for row, best in zip(rows.tolist(), guesses.tolist(), strict=True):
         pieces = [run.pieces[i] for i in row]
         pieces[size // 2] = f"[{pieces[size // 2]}? {' | '.join(run.pieces[i] for i in best)}]"

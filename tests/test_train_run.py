@@ -242,7 +242,7 @@ def test_memory_keeps_the_entropy_of_every_blank_and_chooses_by_it(train, monkey
     def recorded(self, ids, places, labels):
         result = loss(self, ids, places, labels)
         with torch.no_grad():
-            p = self.model(ids, positions=places).double().softmax(-1)
+            p = self.model(ids, places=places).double().softmax(-1)
         entropies = -(p * p.log()).sum(-1)
         seen = []
         for b, row in enumerate(rows(self)):
