@@ -404,11 +404,11 @@ def why_unknown(o, facts: dict) -> str:
     share = f"[UNK] stands for {facts['unknown'] / facts['characters']:.1%} of the characters:"
     if facts["too_long"] > facts["unknown"] / 2:
         return f"{share} words of over 100 characters; see README, Texts that are not prose"
-    options = {"--from": o.from_, "--teacher": getattr(o, "teacher", ""), "--vocab": o.vocab}
-    given = next((f"{name} {options[name]}" for name in options if options[name]), "")
-    if given:
-        return f"{share} letters that the vocabulary of {given} lacks: use one that was made for such text"
-    return f"{share} letters that are too rare for the learned vocabulary: a larger --vocab-size has more"
+    if not o.from_ and not o.vocab:
+        return f"{share} letters that are too rare for the learned vocabulary: a larger --vocab-size has more"
+    option = "--from" if o.from_ else "--teacher" if o.vocab == getattr(o, "teacher", "") else "--vocab"
+    where = f"the vocabulary of {option} {o.from_ or o.vocab}"
+    return f"{share} letters that {where} lacks: use one that was made for such text"
 
 
 def describe_text(run) -> str:

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import importlib.util
 import io
 import itertools
 import json
@@ -11,6 +12,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from collections import Counter
@@ -18,10 +20,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import launch, launch_distillation
+from conftest import PROJECT, launch, launch_distillation
 
 import train
-from model import SPECIAL_TOKENS, load_tokenizer
+from model import SPECIAL_TOKENS, load_tokenizer, save_tokenizer
 
 PAIRS = [(a, b) for a in ("ann", "bob", "cyd", "dan", "eva") for b in "abcdefghijklmnopqrst"]
 DOCUMENTS = [
@@ -37,6 +39,15 @@ def prepare(tmp_path, text, *options):
     path.write_text(text, encoding="utf-8")
     argv = ["--corpus", path, "--cache", tmp_path / "cache", "--vocab-size", 200, "--seq-len", 8, *options]
     return train.prepare_text(train.make_parser("test").parse_args(list(map(str, argv))))
+
+
+def import_file(path):
+    """A source file as a module of its own."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def text_of(ids, tokenizer):
@@ -462,6 +473,85 @@ def test_two_runs_that_prepare_the_same_text_at_once_do_not_disturb_each_other(t
     mine = prepare(tmp_path, TEXT)
     assert np.array_equal(mine[1], other[0][1]) and mine[3] == other[0][3]
     assert len(list((tmp_path / "cache").iterdir())) == 1, "one result, and nothing unfinished"
+
+
+def test_the_key_of_the_cache_knows_the_rules(tmp_path):
+    """Every function and constant that a stream of ids follows from, and nothing else."""
+    changes = {
+        "HELD_OUT = 0.02": "HELD_OUT = 0.2",
+        "KNOWN = 50": "KNOWN = 60",
+        "len(document) > 40": "len(document) > 41",
+        "size // 4": "size // 5",
+        'zlib.crc32("\\n"': 'zlib.crc32(" "',
+        "left <= most": "left < most",
+        ".strip()\n": ".rstrip()\n",
+        "[A-Za-z][a-z'-]*": "[A-Za-z]+",
+        'rb"%PDF': 'rb"%pdf',
+        "EXAM_ROWS = 512": "EXAM_ROWS = 256",
+        "weight_decay: float = 0.01": "weight_decay: float = 0.1",
+    }
+    source = (PROJECT / "train.py").read_text(encoding="utf-8")
+    keys = {"": train.TEXT_RULES}
+    for old, new in changes.items():
+        if old in source:
+            name = f"changed_{len(keys)}"
+            (tmp_path / f"{name}.py").write_text(source.replace(old, new, 1), encoding="utf-8")
+            keys[old] = import_file(tmp_path / f"{name}.py").TEXT_RULES
+    same = {old for old, key in keys.items() if key == train.TEXT_RULES}
+    assert same == {"", "EXAM_ROWS = 512", "weight_decay: float = 0.01"} and len(keys) >= 9
+
+
+def test_a_changed_rule_makes_the_text_anew(tmp_path, monkeypatch):
+    first = prepare(tmp_path, TEXT)
+    monkeypatch.setattr(train, "TEXT_RULES", "other")
+    monkeypatch.setattr(train, "HELD_OUT", 0.1)
+    again = prepare(tmp_path, TEXT)
+    assert len(again[2]) > 2 * len(first[2])
+    monkeypatch.undo()
+    assert np.array_equal(prepare(tmp_path, TEXT)[2], first[2]), "both are there"
+
+
+def test_where_a_file_ends_belongs_to_the_key(tmp_path):
+    """The same bytes in one file and in two are different documents."""
+    halves = TEXT[:3000], TEXT[3000:]
+    names = []
+    for files in ([TEXT], halves):
+        paths = [tmp_path / f"{len(files)}-{i}.txt" for i in range(len(files))]
+        for path, text in zip(paths, files, strict=True):
+            path.write_text(text)
+        names.append(prepare(tmp_path, TEXT, "--corpus", *paths)[3])
+    assert names[0] != names[1]
+
+
+# ---- words that a checkpoint added ----
+
+
+def test_added_words_of_a_checkpoint_stay_whole(tmp_path):
+    """Special or not, as transformers reads them; and the folder that is saved knows which are special."""
+    lines = [f"{a} [URL] sat <num> times .[USER]{b}" for a, b in PAIRS * 5]
+    plain = learned(tmp_path, "\n".join(lines), 150)
+    plain.add_special_tokens(["[URL]", "[USER]"])
+    plain.add_tokens(["<num>"])
+    save_tokenizer(plain, tmp_path)
+    (tmp_path / "added.json").write_text("{}")
+    added = {
+        plain.token_to_id(word): {"content": word, "special": word != "<num>", "normalized": False}
+        for word in ("[URL]", "[USER]", "<num>")
+    }
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"added_tokens_decoder": {str(number): word for number, word in added.items()}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer, learn, held, _ = prepare(tmp_path, "\n".join([*lines, "a [MASK] [SEP]"]), "--vocab", tmp_path)
+    ids = np.concatenate((learn, held))
+    for number, word in added.items():
+        assert (ids == number).sum() == 500, word["content"]
+    assert (ids == tokenizer.token_to_id("[MASK]")).sum() == 0, "the five special tokens stay text"
+    assert (ids == tokenizer.token_to_id("[SEP]")).sum() == 1, "one document ends"
+    save_tokenizer(tokenizer, tmp_path)
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    number = next(iter(added))
+    assert theirs("a [URL] b", add_special_tokens=False)["input_ids"].count(number) == 1
+    assert "[URL]" not in theirs.decode([number], skip_special_tokens=True), "it is special there too"
 
 
 # ---- vocabularies ----
