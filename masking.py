@@ -21,7 +21,6 @@ import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 
@@ -166,21 +165,32 @@ class EntropyMemory:
 # ---- which positions? ----
 
 
-def mask_budget(eligible: int, mask_ratio: float) -> int:
-    """k = min(|E|, max(1, round(mask_ratio |E|))), halves to even: how many of |E| positions a row masks.
+def mask_budget(count: int, mask_ratio: float) -> int:
+    """k = min(n, max(1, round(mask_ratio n))), halves to even: how many of a row's n = count a mask hides.
 
     Raises ValueError, with the words "mask ratio", unless 0 < mask_ratio <= 1 (NaN is not).
     """
     if not 0 < mask_ratio <= 1:
         raise ValueError(f"mask ratio {mask_ratio} is not above 0 and at most 1")
-    return min(eligible, max(1, round(mask_ratio * eligible)))
+    return min(count, max(1, round(mask_ratio * count)))
 
 
-def candidate_budget(eligible: int, mask_ratio: float, factor: float) -> int:
-    """min(|E|, round(c k)) positions are blanked so that a rule can pick k of them; c = factor >= 1."""
+def candidate_budget(count: int, mask_ratio: float, factor: float) -> int:
+    """min(n, round(c k)) of n = count positions are blanked so that a rule can pick k; c = factor >= 1."""
     if factor < 1:
         raise ValueError(f"{factor} times as many candidates as masks are too few; at least 1 is needed")
-    return min(eligible, round(factor * mask_budget(eligible, mask_ratio)))
+    return min(count, round(factor * mask_budget(count, mask_ratio)))
+
+
+def _budgets(eligible, mask_ratio, factor=1.0) -> torch.Tensor:
+    """candidate_budget of every row of eligible [B, T]: long [B]. A formula, since it waits for no GPU."""
+    candidate_budget(0, mask_ratio, factor)  # refuses what it refuses
+    count = eligible.sum(-1)
+    if count.device.type == "mps":
+        count = count.cpu()  # Apple's GPUs have no float64, in which Python rounds
+    n = count.double()
+    k = (mask_ratio * n).round().clamp_min(1).minimum(n)
+    return (factor * k).round().minimum(n).long().to(eligible.device)
 
 
 def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
@@ -189,12 +199,6 @@ def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
     for token_id in never:
         eligible &= input_ids != token_id
     return eligible
-
-
-@lru_cache(maxsize=64)
-def _budgets(length, device, mask_ratio, factor=1.0):
-    """The budgets of 0..length positions as a tensor, so that looking one up waits for nobody."""
-    return torch.tensor([candidate_budget(n, mask_ratio, factor) for n in range(length + 1)], device=device)
 
 
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
@@ -219,8 +223,11 @@ def rule_low(entropy, pool, temperature, generator):
 
 def rule_mid(entropy, pool, temperature, generator):
     """-|H - median of the row's pool|; the median of an even number is the mean of the two in the middle."""
-    median = entropy.masked_fill(~pool, torch.nan).nanquantile(0.5, dim=-1, keepdim=True)
-    return -(entropy - median).abs()
+    ordered = entropy.masked_fill(~pool, torch.inf).sort(-1).values  # a quantile would wait for a GPU
+    count = pool.sum(-1, keepdim=True)
+    lower = ordered.gather(-1, (count - 1).clamp_min(0) // 2)
+    upper = ordered.gather(-1, count // 2)
+    return -(entropy - lower.lerp(upper, 0.5)).abs()
 
 
 def rule_both(entropy, pool, temperature, generator):
@@ -253,42 +260,37 @@ def select_positions(
     candidates=None,  # bool [B, T]: choose among these; a row with fewer than k is filled up at random
     temperature=1.0,  # tau of `sample`
     generator=None,
-    random_share=0.0,  # this part of the k is drawn at random from the rest of E instead
     word_start=None,  # bool [B, T], False where a piece continues a word: mask whole words
 ) -> torch.Tensor:
     """Pick k = mask_budget(|E|, mask_ratio) positions of every row, in whole words at most k: bool [B, T].
 
     Whole words are scored by their mean entropy, and a row masks at most k: a word that no longer fits is
     passed over; where no word of a row fits, single pieces are masked. Raises ValueError for an unknown rule,
-    a missing entropy, a bad temperature or share.
+    a missing entropy or a bad temperature.
     """
     if rule not in RULES:
         raise ValueError(f"selection rule {rule!r} is not one of {', '.join(RULES)}")
     if entropy is None and rule != "random":
         raise ValueError(f"rule {rule!r} chooses by entropy, and no entropy was given")
-    if temperature <= 0 or not 0 <= random_share <= 1:
-        raise ValueError(f"temperature {temperature} must be above 0, random share {random_share} in [0, 1]")
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature} must be above 0")
     entropy = torch.zeros(eligible.shape, device=eligible.device) if entropy is None else entropy.float()
     pool = eligible if candidates is None else eligible & candidates
-    k = _budgets(eligible.shape[1], eligible.device, mask_ratio)[eligible.sum(-1)]
+    k = _budgets(eligible, mask_ratio)
+    if word_start is None:
+        return _take(k, rule, entropy, pool, eligible, temperature, generator)
     word_start = _split_long_words(word_start, eligible, k)
-
-    by_rule = k - (random_share * k).round().long()
-    selected = _take(rule, entropy, pool, eligible, by_rule, temperature, generator, word_start)
-    if random_share > 0:
-        rest = eligible & ~selected
-        left = k - selected.sum(-1)
-        selected |= _take("random", entropy, rest, rest, left, temperature, generator, word_start)
-    return selected
+    return _take_words(k, word_start, rule, entropy, pool, eligible, temperature, generator)
 
 
 def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start=None) -> torch.Tensor:
     """min(|E|, round(c k)) random positions per row for `blank_entropy`; c = factor. Returns bool [B, T]."""
-    count = _budgets(eligible.shape[1], eligible.device, mask_ratio, factor)[eligible.sum(-1)]
-    k = _budgets(eligible.shape[1], eligible.device, mask_ratio)[eligible.sum(-1)]
-    word_start = _split_long_words(word_start, eligible, k)
+    count = _budgets(eligible, mask_ratio, factor)
     equal = torch.zeros(eligible.shape, device=eligible.device)
-    return _take("random", equal, eligible, eligible, count, 1.0, generator, word_start)
+    if word_start is None:
+        return _take(count, "random", equal, eligible, eligible, 1.0, generator)
+    word_start = _split_long_words(word_start, eligible, _budgets(eligible, mask_ratio))
+    return _take_words(count, word_start, "random", equal, eligible, eligible, 1.0, generator)
 
 
 def choose_masks(
@@ -314,33 +316,45 @@ def choose_masks(
     return select_positions(rule, eligible, mask_ratio, entropy, drawn, **settings), entropy
 
 
-def _take(rule, entropy, pool, eligible, k, temperature, generator, word_start):
-    """The first k [B] of each row: the pool's best by the rule, then other eligible ones at random."""
-    if word_start is not None:  # a word stands for its first piece
-        word, size, eligible = _words(word_start, eligible)
-        pool = _words(word_start, pool)[2]
-        entropy = _word_sum(entropy, word) / size
-
+def _order(rule, entropy, pool, eligible, temperature, generator):
+    """Positions [B, T], first choice first: the pool by the rule, then other eligible ones at random."""
     # The sort by score is stable, so that shuffling first leaves equal scores in random order.
     noise = torch.rand(eligible.shape, generator=generator, device=eligible.device)
     shuffle = noise.masked_fill(~eligible, 2).argsort(-1)
     pool = pool.gather(-1, shuffle)
     score = RULES[rule](entropy.gather(-1, shuffle), pool, temperature, generator)
     best = score.masked_fill(~pool, float("-inf")).sort(dim=-1, descending=True, stable=True).indices
-    order = shuffle.gather(-1, best)  # [B, T], positions, the first choice first
+    return shuffle.gather(-1, best)
 
-    if word_start is None:
-        first = torch.arange(order.shape[1], device=order.device) < k[:, None]
-        return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
 
-    # Whole words: in this order, take each that still fits into what is left of k.
+def _take(k, rule, entropy, pool, eligible, temperature, generator):
+    """The first k [B] tokens of each row: bool [B, T]."""
+    order = _order(rule, entropy, pool, eligible, temperature, generator)
+    first = torch.arange(order.shape[1], device=order.device) < k[:, None]
+    return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
+
+
+def _take_words(k, word_start, rule, entropy, pool, eligible, temperature, generator):
+    """In their order, the words of each row that still fit into what is left of k [B]: bool [B, T]."""
+    word, size, whole = _words(word_start, eligible)  # a word stands for its first piece
+    whole_pool = _words(word_start, pool)[2]
+    order = _order(rule, _word_sum(entropy, word) / size, whole_pool, whole, temperature, generator)
     size = size.gather(-1, order)
-    fits = eligible.gather(-1, order)
-    left = k.clone()
-    for i in range(order.shape[1]):
-        fits[:, i] &= size[:, i] <= left
-        left -= size[:, i] * fits[:, i]
-    taken = torch.zeros_like(eligible).scatter(-1, order, fits)
+    waiting = whole.gather(-1, order)
+    taken = torch.zeros_like(waiting)
+    left = k[:, None]
+
+    # Round by round: a word larger than what is left will never fit; of the others, take the first ones that
+    # fit together. A round ends at a word that then fits no more, and what is left shrinks in each: r rounds
+    # need 2 + ... + r pieces that were passed over and r that were taken, so r^2 < 2 T.
+    for _ in range(math.isqrt(2 * order.shape[1])):
+        waiting &= size <= left
+        fits = waiting & ((size * waiting).cumsum(-1) <= left)
+        left = left - (size * fits).sum(-1, keepdim=True)
+        taken |= fits
+        waiting &= ~fits
+
+    taken = torch.zeros_like(taken).scatter(-1, order, taken)
     return _word_sum(taken.long(), word) > 0
 
 

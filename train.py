@@ -83,7 +83,6 @@ def make_parser(description: str, sources=("random", "self", "teacher")) -> argp
     add("--select", default="sample", choices=rules, help="rule that picks masks by entropy")
     add("--select-temperature", type=float, default=1.0, help="tau of --select sample")
     add("--mask-ratio", type=float, default=0.15, help="share of the tokens that is masked")
-    add("--random-share", type=float, default=0.0, help="part of the masks that is drawn at random instead")
     add("--entropy-warmup", type=float, default=0.3, help="steps (below 1: share) with random masks first")
     add("--whole-word", action="store_true", help="mask all pieces of a word together")
     add("--corruption", default="80-10-10", choices=list(masking.SCHEMES), help="[MASK]-random-unchanged")
@@ -106,10 +105,10 @@ def check(o, parser, world: int):
         raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} slices")
     if min(o.warmup, o.entropy_warmup) < 0 or max(o.warmup, o.entropy_warmup) > o.steps:
         raise ValueError(f"--warmup and --entropy-warmup cannot be negative or longer than --steps {o.steps}")
-    if not 0 <= o.random_share <= 1 or o.select_temperature <= 0:
-        raise ValueError("--random-share is from 0 to 1, --select-temperature above 0")
+    if o.select_temperature <= 0:
+        raise ValueError("--select-temperature must be above 0")
     masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)  # raises for a bad ratio or number
-    for name in ("reading", "select", "select_temperature", "random_share", "candidates", "entropy_warmup"):
+    for name in ("reading", "select", "select_temperature", "candidates", "entropy_warmup"):
         if o.masking == "random" and getattr(o, name) != parser.get_default(name):
             raise ValueError(f"--{name.replace('_', '-')} has no effect with --masking random: leave it out")
     if o.masking == "teacher" and (o.reading == "memory" or not o.teacher):
@@ -597,9 +596,8 @@ class Pretraining:
         if o.reading == "blank":
             candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, words)
         entropy = self.entropies(ids, index, candidates)
-        share = o.random_share
         return masking.select_positions(
-            o.select, eligible, o.mask_ratio, entropy, candidates, o.select_temperature, rng, share, words
+            o.select, eligible, o.mask_ratio, entropy, candidates, o.select_temperature, rng, words
         )
 
     def send(self, array) -> torch.Tensor:

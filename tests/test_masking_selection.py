@@ -1,4 +1,4 @@
-"""Selection: exactly k per row under every rule, candidates, ties, random shares, whole words."""
+"""Selection: exactly k per row under every rule, candidates, ties, whole words."""
 
 import pytest
 import torch
@@ -25,19 +25,30 @@ def test_candidates_are_c_times_k_and_never_more_than_eligible():
         candidate_budget(10, 0.15, 0.5)
 
 
+@pytest.mark.parametrize("ratio", [0.15, 0.25, 0.35, 0.5, 1.0, 1e-6, 1 / 3])
+def test_rows_of_every_length_get_the_budget_that_python_computes(ratio):
+    lengths = torch.arange(301)
+    eligible = torch.arange(300) < lengths[:, None]
+    selected = select_positions("random", eligible, ratio)
+    expected = [min(n, max(1, round(ratio * n))) for n in range(301)]  # halves to even
+    assert selected.sum(1).tolist() == expected
+    for factor in (1.25, 2.5, 3):
+        drawn = draw_candidates(eligible, ratio, factor).sum(1).tolist()
+        assert drawn == [min(n, round(factor * k)) for n, k in enumerate(expected)], f"{factor} times"
+
+
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("random_share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("with_candidates", [False, True])
-def test_every_rule_masks_exactly_k_eligible_positions(rule, random_share, with_candidates):
+def test_every_rule_masks_exactly_k_eligible_positions(rule, with_candidates):
     eligible, entropy = rows()
     eligible[0] = False
     eligible[1] = torch.arange(30) == 3
     candidates = draw_candidates(eligible, 0.15, 2.0) if with_candidates else None
-    selected = select_positions(rule, eligible, 0.15, entropy, candidates, random_share=random_share)
+    selected = select_positions(rule, eligible, 0.15, entropy, candidates)
     expected = [mask_budget(n, 0.15) for n in eligible.sum(1).tolist()]
     assert selected.sum(1).tolist() == expected, "positions drawn with replacement, or a wrong budget?"
     assert not (selected & ~eligible).any(), "a position that may not be masked was masked"
-    if with_candidates and random_share == 0:
+    if with_candidates:
         assert not (selected & ~candidates).any(), "the choice is among the candidates"
 
 
@@ -113,15 +124,6 @@ def test_same_generator_same_masks_another_seed_others():
     assert torch.equal(one, two) and not torch.equal(one, three)
 
 
-def test_random_share_mixes_in_that_many_random_positions():
-    n = 5000
-    entropy = torch.arange(100.0).expand(n, 100)
-    eligible = torch.ones(n, 100, dtype=torch.bool)
-    selected = select_positions("high", eligible, 0.2, entropy, random_share=0.5)
-    assert (selected[:, 90:].sum(1) == 10).all(), "half of the 20 are the ten highest"
-    assert selected[:, :90].float().mean().item() == pytest.approx(10 / 90, abs=0.005), "the rest is uniform"
-
-
 # ---- whole words ----
 
 
@@ -174,6 +176,25 @@ def test_whole_words_are_what_a_loop_over_the_words_takes(rule):
     assert passed_over > 50 and split > 5, "the trials must hold words that no longer fit, and too long ones"
 
 
+@pytest.mark.parametrize("longest", range(1, 14))
+def test_words_that_leave_little_each_time_are_taken_like_one_by_one(longest):
+    sizes = []  # 1, 9, 1, 8, 1, 7, ...: with 9 to take, 9 small words are taken and 9 others passed over
+    for size in range(longest, 0, -1):
+        sizes += [1, size]
+    starts = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
+    length = sum(sizes)
+    start = torch.zeros(1, length, dtype=torch.bool)
+    start[0, starts] = True
+    entropy = -torch.arange(float(length))[None]  # the order is that of the row
+    eligible = torch.ones(1, length, dtype=torch.bool)
+    for k in range(1, longest + 2):
+        if k > length:
+            continue
+        expected = one_by_one(words_of(start), k)
+        selected = select_positions("high", eligible, k / length, entropy, word_start=start)
+        assert selected[0].nonzero()[:, 0].tolist() == expected, f"k = {k} of words of {sizes}"
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_candidates_come_first_and_then_whatever_word_fits(rule):
     for trial in range(50):
@@ -198,9 +219,8 @@ def test_candidates_come_first_and_then_whatever_word_fits(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("random_share", [0.0, 0.5])
 @pytest.mark.parametrize("with_candidates", [False, True])
-def test_whole_words_are_masked_whole_within_the_budget(rule, random_share, with_candidates):
+def test_whole_words_are_masked_whole_within_the_budget(rule, with_candidates):
     rng = torch.Generator().manual_seed(3)
     eligible = torch.ones(50, 40, dtype=torch.bool)
     eligible[:, 0] = eligible[:, -1] = False
@@ -208,8 +228,7 @@ def test_whole_words_are_masked_whole_within_the_budget(rule, random_share, with
     start = torch.rand(50, 40, generator=rng) < 0.6
     start[:, :2] = start[:, -1] = True
     candidates = draw_candidates(eligible, 0.15, 2.0, word_start=start) if with_candidates else None
-    settings = {"random_share": random_share, "word_start": start}
-    selected = select_positions(rule, eligible, 0.15, entropy, candidates, **settings)
+    selected = select_positions(rule, eligible, 0.15, entropy, candidates, word_start=start)
     continues = ~start[:, 1:]
     assert (selected[:, 1:] == selected[:, :-1])[continues].all(), "a piece must share the fate of its word"
     k = mask_budget(38, 0.15)
@@ -245,8 +264,6 @@ def test_bad_arguments_are_named():
         select_positions("high", eligible, 0.15)
     with pytest.raises(ValueError, match="temperature"):
         select_positions("sample", eligible, 0.15, entropy, temperature=0.0)
-    with pytest.raises(ValueError, match="random share"):
-        select_positions("high", eligible, 0.15, entropy, random_share=1.5)
     with pytest.raises(ValueError, match="mask ratio 0"):
         select_positions("random", eligible, 0)
 

@@ -75,11 +75,11 @@ SELF = ("train.py", "--entropy-warmup", 0)
 KD = ("distill.py", "--masking", "teacher", "--entropy-warmup", 0)
 STEPS = [("train.py", "--masking", "random"), (*SELF, "--reading", "visible"), (*SELF, "--reading", "memory")]
 STEPS += [(*SELF, "--select", rule) for rule in RULES if rule != "random"]
-STEPS += [("train.py", "--masking", "random", "--whole-word"), (*SELF, "--whole-word", "--random-share", 0.3)]
+STEPS += [("train.py", "--masking", "random", "--whole-word"), (*SELF, "--whole-word")]
 STEPS += [(*SELF, "--reading", "memory", "--whole-word", "--accumulate", 2)]
 STEPS += [(*SELF, "--reading", "visible", "--whole-word", "--select", "mid", "--corruption", "100-0-0")]
 STEPS += [(*SELF, "--accumulate", 4, "--dropout", 0.1), (*SELF, "--dtype", "bfloat16")]
-STEPS += [(*SELF, "--dtype", "float16"), (*SELF, "--random-share", 0.5, "--mask-ratio", 0.4)]
+STEPS += [(*SELF, "--dtype", "float16"), (*SELF, "--mask-ratio", 0.4)]
 STEPS += [(*SELF, "--masking", "teacher", "--teacher", "TEACHER", "--vocab", "TEACHER")]
 STEPS += [
     (*SELF, "--masking", "teacher", "--teacher", "TEACHER", "--vocab", "TEACHER", "--reading", "visible")

@@ -72,7 +72,7 @@ CHOICES = [("--masking", "random"), ("--masking", "random", "--whole-word"), ("-
 CHOICES += [("--select", rule) for rule in RULES if rule not in ("random", "sample")]
 CHOICES += [
     ("--reading", "memory", "--select", "high", "--max-tokens", 600),
-    ("--whole-word", "--random-share", 0.5),
+    ("--whole-word",),
     ("--accumulate", 2),
 ]
 CHOICES += [("--corruption", "100-0-0", "--mask-ratio", 0.4, "--candidates", 1.5)]

@@ -170,7 +170,7 @@ def variants(lab) -> list[str]:
     for reading in ("blank", "visible"):
         lines += [f"train.py --masking teacher --teacher TEACHER {by_entropy} {reading}"]
         lines += [f"{table} {reading}"]
-    lines += [f"{own} blank --whole-word --random-share 0.3"]
+    lines += [f"{own} blank --whole-word"]
     lines += [f"{own} memory --accumulate 2 --dropout 0.1", f"{table} blank --accumulate 2 --kd-alpha 1"]
     lines += [f"{own} blank --dtype {dtype}" for dtype in ("float32", "float16")]
     if lab.cuda:

@@ -25,6 +25,7 @@ def make_parser():
         "--forget", type=float, default=0.0, help="how far entropies move to the mean before each use, 0 to 1"
     )
     add("--smooth", type=float, default=0.0, help="weight of the old reading in what is remembered, 0 to 1")
+    add("--random-share", type=float, default=0.0, help="part of the masks that is drawn at random instead")
     add("--read-seen", action="store_true", help="also remember how unsure the model is of tokens it sees")
     return parser
 
@@ -37,6 +38,8 @@ class Variant(train.Pretraining):
             raise ValueError("this program is about --reading memory alone: leave --reading out")
         if o.entropy_every < 0 or not (0 <= o.forget <= 1 and 0 <= o.smooth <= 1):
             raise ValueError("--entropy-every must be 0 or more, --forget and --smooth from 0 to 1")
+        if not 0 <= o.random_share < 1:
+            raise ValueError("--random-share is from 0 to 1, and below 1: else take --masking random")
         super().__init__(o)
 
     def choose(self, ids, index, rng) -> torch.Tensor:
@@ -48,10 +51,26 @@ class Variant(train.Pretraining):
         epoch = self.step * o.batch_size // self.row_count
         if o.entropy_every > 0 and epoch % o.entropy_every == 0:
             return self.choose_by_blanks(ids, rng)
-        selected = super().choose(ids, index, rng)
+        if o.random_share > 0:
+            selected = self.choose_in_part(ids, index, rng)
+        else:
+            selected = super().choose(ids, index, rng)
         known = ~self.memory.values[self.send(index)].isnan()
         self.seen.update({"remembered": (selected & known).sum()})
         return selected
+
+    def choose_in_part(self, ids, index, rng) -> torch.Tensor:
+        """From memory, but --random-share of the masks are drawn from the positions that are left."""
+        o = self.o
+        eligible = self.eligible(ids)
+        settings = {"generator": rng, "word_start": ~self.continues[ids] if o.whole_word else None}
+        entropy = self.memory.read(self.send(index))
+        ratio = (1 - o.random_share) * o.mask_ratio
+        first = masking.select_positions(
+            o.select, eligible, ratio, entropy, temperature=o.select_temperature, **settings
+        )
+        # All of the first, and a row with too few candidates is filled up at random.
+        return masking.select_positions("random", eligible, o.mask_ratio, candidates=first, **settings)
 
     def choose_by_blanks(self, ids, rng) -> torch.Tensor:
         """What train.py does with --reading blank."""
@@ -67,15 +86,7 @@ class Variant(train.Pretraining):
             entropy[rows] = found
         self.sum_over_processes(entropy)
         return masking.select_positions(
-            o.select,
-            eligible,
-            o.mask_ratio,
-            entropy,
-            candidates,
-            o.select_temperature,
-            rng,
-            o.random_share,
-            word_start,
+            o.select, eligible, o.mask_ratio, entropy, candidates, o.select_temperature, rng, word_start
         )
 
     def update(self):

@@ -108,7 +108,27 @@ def test_the_share_of_remembered_masks_is_logged(make):
     assert 0.3 < shares[2] < shares[3] < 1, "the longer a run, the more places were a blank before"
 
 
+@pytest.mark.parametrize("words", [False, True])
+def test_a_share_of_the_masks_is_drawn_from_the_rest_of_the_row(words):
+    rows = 4000
+    run = object.__new__(memory_variants.Variant)
+    settings = {"mask_ratio": 0.2, "random_share": 0.5, "select": "high", "select_temperature": 1.0}
+    run.o = SimpleNamespace(whole_word=words, **settings)
+    run.device = torch.device("cpu")
+    run.memory = masking.EntropyMemory(rows, 100, run.device)
+    run.memory.values = torch.arange(100.0).expand(rows, 100).half()
+    run.eligible = lambda ids: torch.ones_like(ids, dtype=torch.bool)
+    run.continues = torch.arange(100) % 2 == 1  # two pieces a word
+    ids = torch.arange(100).expand(rows, 100)
+    selected = run.choose_in_part(ids, torch.arange(rows), torch.Generator().manual_seed(0))
+    assert (selected.sum(1) == 20).all(), "k per row, whatever the share"
+    assert selected[:, 90:].all(), "half of the 20 are the ten highest"
+    rate = selected[:, :90].float().mean(0)
+    assert torch.allclose(rate, torch.tensor(10 / 90), atol=0.03), "the rest is uniform"
+
+
 def test_what_cannot_work_is_refused(make):
-    for options in (("--reading", "blank"), ("--forget", 2), ("--entropy-every", -1)):
+    refused = (("--reading", "blank"), ("--forget", 2), ("--entropy-every", -1), ("--random-share", 1))
+    for options in refused:
         with pytest.raises(SystemExit, match="leave --reading out|from 0 to 1"):
             make(memory_variants.Variant, memory_variants.make_parser(), *options)
