@@ -47,6 +47,16 @@ ARMS = {
     "focal-1": "random, focal loss, gamma 1",
     "focal-2": "random, focal loss, gamma 2",
 }
+MORE = (
+    "blank-low",
+    "blank-mid",
+    "blank-both",
+    "random-40",
+    "blank-sample-40",
+    "focal-1",
+    "focal-2",
+    "kd-self",
+)
 CODE = {  # Python source
     "code-random": "random",
     "code-sample": "self, sample (default)",
@@ -272,7 +282,8 @@ def versus(values: dict, base: str, arm: str, digits: int, words=LOWER_IS_BETTER
 def paired_table(values: dict, base: str, titles: dict, digits: int, what: str) -> str:
     """{arm: {seed: value}} against the arm `base`, seed by seed. For the end of a page."""
     table = [[what, "seeds", "difference seed by seed", "p (paired)", "p (Welch)"]]
-    for arm in [arm for arm in values if arm != base and base in values]:
+    order = [arm for arm in titles if arm in values] + [arm for arm in values if arm not in titles]
+    for arm in [arm for arm in order if arm != base and base in values]:
         shared = [seed for seed in values[arm] if seed in values[base]]
         gaps = [values[arm][seed] - values[base][seed] for seed in shared]
         if len(gaps) < 2 or not np.isfinite(gaps).all():
@@ -284,12 +295,17 @@ def paired_table(values: dict, base: str, titles: dict, digits: int, what: str) 
     return markdown(table)
 
 
-def pretraining_table() -> str:
+def losses(known: dict) -> dict:
+    """{arm: {seed: held-out loss}} of the arms that are known."""
+    return {arm: by_seed(rows, "held_out_loss") for arm, rows in by_arm(read("runs"), known).items()}
+
+
+def pretraining_table(known=ARMS) -> str:
     """Held-out loss and cost of every arm, against random masks."""
     head = ["masks", "seeds", "held-out loss", *HEAD, "accuracy"]
     table = [[*head, "MFLOP per token", "plateau left by"]]
-    arms = by_arm(read("runs"), ARMS)
-    loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
+    arms = by_arm(read("runs"), known)
+    loss = losses(known)
     for arm, rows in arms.items():
         accuracy = by_seed(rows, "held_out_accuracy")
         operations = np.mean([float(row["mflop_a_token"]) for row in rows])
@@ -300,6 +316,50 @@ def pretraining_table() -> str:
         cells += [spread(list(loss[arm].values()), 3), *comparison, spread(list(accuracy.values()), 3)]
         table.append([*cells, f"{operations:.1f}", left])
     return markdown(table)
+
+
+def frequency_table() -> str:
+    """The control of the earlier series; nothing newer replaces it."""
+    known = {arm: ARMS[arm] for arm in ("random", "blank-high", "frequency")}
+    return pretraining_table(known) if "frequency" in losses(ARMS) else ""
+
+
+def more_table() -> str:
+    """The arms in more-arms, with the random masks of the nine arms, which saw the same text."""
+    if not (FILES / "more-arms").exists():
+        return ""
+    arms = {}
+    for folder, known in (("nine-arms", ("random",)), ("more-arms", MORE)):
+        rows = read(f"{folder}/runs")
+        arms |= by_arm(rows, known)
+    loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
+    table = [["masks", "seeds", "held-out loss", *HEAD, "accuracy", "MFLOP per token"]]
+    for arm, rows in arms.items():
+        cells = [
+            ARMS[arm],
+            str(len(rows)),
+            spread(list(loss[arm].values()), 3),
+            *versus(loss, "random", arm, 3),
+        ]
+        cells.append(spread(list(by_seed(rows, "held_out_accuracy").values()), 3))
+        table.append([*cells, f"{np.mean([float(row['mflop_a_token']) for row in rows]):.1f}"])
+    return markdown(table)
+
+
+def seed_table(what: str) -> str:
+    """What Welch's tests say of one yardstick, beside the paired ones. For the end of a page."""
+    if what == "loss":
+        return paired_table(losses(ARMS), "random", ARMS, 3, "held-out loss, against random")
+    if what == "BLiMP":
+        return paired_table(blimp_scores(), "random", ARMS, 1, "BLiMP, against random")
+    if what == "GLUE":
+        return paired_table(glue_averages(task_scores()), "random", ARMS, 1, "GLUE, against random")
+    if what == "code":
+        return paired_table(code_losses(), "code-random", CODE, 3, "Python source, against random")
+    return paired_table(losses(FEW), what, FEW, 3, f"little text, against {what.removeprefix('few-')}")
+
+
+SEED_TABLES = ("loss", "BLiMP", "GLUE", "code", "few-random", "few-memory")
 
 
 def blimp_scores() -> dict:
@@ -396,15 +456,21 @@ def distillation_table() -> str:
     return markdown(table)
 
 
+def code_losses() -> dict:
+    """{arm: {seed: held-out loss}} of Python source."""
+    rows = read("runs") + read("more-arms/runs")
+    return {arm: by_seed(found, "held_out_loss") for arm, found in by_arm(rows, CODE).items()}
+
+
 def code_table() -> str:
     """Python source: held-out loss against random masks."""
     table = [["masks", "seeds", "held-out loss", *HEAD, "accuracy"]]
-    arms = by_arm(read("runs"), CODE)
-    loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
-    for arm, values in loss.items():
-        comparison = versus(loss, "code-random", arm, 3)
-        accuracy = spread(list(by_seed(arms[arm], "held_out_accuracy").values()), 3)
-        table.append([CODE[arm], str(len(values)), spread(list(values.values()), 3), *comparison, accuracy])
+    arms = by_arm(read("runs") + read("more-arms/runs"), CODE)
+    loss = code_losses()
+    for arm, rows in arms.items():
+        cells = [CODE[arm], str(len(rows)), spread(list(loss[arm].values()), 3)]
+        accuracy = spread(list(by_seed(rows, "held_out_accuracy").values()), 3)
+        table.append([*cells, *versus(loss, "code-random", arm, 3), accuracy])
     return markdown(table)
 
 
@@ -564,10 +630,11 @@ def main():
         (FILES / name).write_text(svg, encoding="utf-8")
         print(f"written to {FILES / name}", file=sys.stderr)
     tables = [pretraining_table(), distillation_table(), blimp_table(), glue_table(), curve_table()]
-    tables += [code_table(), memory_table(), clock_table()]
+    tables += [frequency_table(), more_table(), code_table(), memory_table(), clock_table()]
+    tables += [seed_table(what) for what in SEED_TABLES]
     text = "\n\n".join(table for table in tables if table.count("\n") > 1)  # some are not run yet
     print(text)
-    comparisons = len(re.findall(r"[+-]\d+\.\d+ \(", text))
+    comparisons = len(re.findall(r"p [=<] \d", text))  # a verdict each
     print(
         f"\n{comparisons} comparisons at 5%: about {0.05 * comparisons:.1f} would find a difference by luck"
     )

@@ -427,19 +427,22 @@ def transition_table(results: list) -> str:
     return markdown(lines)
 
 
-def seed_by_seed(results: list) -> str:
-    """The same comparisons of the learnable loss, seed by seed, for the end of a page."""
-    loss = {
-        arm: {row["seed"]: float(row["learnable_loss"]) for row in rows}
-        for arm, rows in by_arm(results).items()
-    }
-    return paired_table(loss, RANDOM, {}, 2, "learnable loss, against random")
+def seed_table(results: list, what: str) -> str:
+    """Comparisons with random masks seed by seed, of the learnable "loss" or of "steps", for a page's end."""
+    arms = by_arm(results)
+    if what == "loss":
+        values = {arm: {row["seed"]: float(row["learnable_loss"]) for row in arms[arm]} for arm in arms}
+        return paired_table(values, RANDOM, {}, 2, "learnable loss, against random")
+    values = {arm: {row["seed"]: steps_below(row, 1.0) for row in rows} for arm, rows in arms.items()}
+    return paired_table(values, RANDOM, {}, 0, "step below 1 nat, against random")
 
 
-def calibration_table(results: list) -> str:
-    """Accuracy and calibration of the learnable tokens at the end, of the runs that recorded them."""
-    head = ["masks", "runs", "learnable loss", "accuracy", "half correct at step", "entropy less loss"]
-    lines = [head]
+CALIBRATION = ["masks", "runs", "learnable loss", "accuracy", "half correct at step", "entropy less loss"]
+
+
+def calibration_lines(results: list) -> list:
+    """Accuracy and calibration of the learnable tokens at the end, a line of cells per arm that has them."""
+    lines = []
     for arm, rows in by_arm([row for row in results if row["learnable_accuracy"]]).items():
         half = [math.inf if row["half_correct"] == "never" else int(row["half_correct"]) for row in rows]
         cells = [arm, str(len(rows))]
@@ -448,7 +451,7 @@ def calibration_table(results: list) -> str:
         cells.append(when(half))
         cells.append(spread([float(row["learnable_calibration"]) for row in rows], 2))
         lines.append(cells)
-    return markdown(lines)
+    return lines
 
 
 def mask_table(results: list) -> str:
@@ -485,9 +488,9 @@ def show(results: list, out: Path):
         print(loss_table(rows))
         if RANDOM in by_arm(rows):  # the others are compared with it
             print(f"\n{transition_table(rows)}")
-        if any(row["learnable_accuracy"] for row in rows):
-            print(f"\n{calibration_table(rows)}")
-        print(f"\n{seed_by_seed(rows)}")
+        if lines := calibration_lines(rows):
+            print(f"\n{markdown([CALIBRATION, *lines])}")
+        print(f"\n{seed_table(rows, 'loss')}\n\n{seed_table(rows, 'steps')}")
         if any(row["masked"] for row in rows):
             print(f"\nWhat is masked, on average at the evaluations from step {EARLY[0]} to {EARLY[1]}:\n")
             print(mask_table(rows))

@@ -9,7 +9,6 @@ import language
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
 from language import KINDS, LONGER, NOISE_WORDS, PHRASES, Language
 
 import train
@@ -304,19 +303,3 @@ def test_the_figure_shows_the_median_of_the_seeds():
     ]
     rows.append(rows[0] | {"arm": "sample, visible"})  # not shown
     assert language.median_curves(rows) == {"random": ("blue", [0, 10], [4.0, 3.0])}
-
-
-# ---- the report ----
-
-
-@pytest.mark.parametrize("path", ["language.csv", "new-seeds/language.csv"])
-def test_the_tables_in_the_report_are_those_of_the_raw_results(path):
-    report = (PROJECT / "tests/lab/README.md").read_text(encoding="utf-8")
-    results = language.read_results(language.RESULTS / path)
-    for setting in {language.setting_of(row) for row in results}:
-        rows = [row for row in results if language.setting_of(row) == setting]
-        tables = [language.loss_table(rows), language.transition_table(rows)]
-        if any(row["masked"] for row in rows):
-            tables.append(language.mask_table(rows))
-        for line in "\n".join(tables).splitlines():
-            assert line in report, f"the report lacks this line of tests/lab/language.py:\n{line}"

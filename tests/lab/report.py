@@ -1,10 +1,12 @@
-"""The first page of the lab report: its table, and the border in a table and a figure.
+"""The tables of the lab report, written into its pages, and the figure of the border:
 
-    python tests/lab/overview.py    from the CSV files in results; no run
+    python tests/lab/report.py    from the CSV files in results, after every collection; no run
 
-The border: made-up languages that differ in how much of them is easy, and in noise. For each point steps are
-compared at which the learnable tokens first have a loss below 1 nat (language.py). A run that never gets there
-counts as one that does so at its last step: the table says how many these are.
+A table stands below a line such as `<!-- table: nine-arms pretraining -->`; the names are in TABLES.
+
+The border: made-up languages that differ in how much of them is easy, and in noise. For each point those
+steps are compared at which the learnable tokens first have a loss below 1 nat (language.py). A run that never
+gets there counts as one that does so at its last step: the table says how many these are.
 """
 
 import sys
@@ -17,7 +19,8 @@ import train  # isort: skip (first: it sets how threads wait, before torch is im
 
 import argparse
 import csv
-import math
+import re
+from functools import partial
 
 import experiment
 import language
@@ -27,7 +30,8 @@ from compare import welch, welch_interval
 
 from glue_eval import markdown
 
-RESULTS = Path(__file__).resolve().parent / "results"
+PAGES = Path(__file__).resolve().parent
+RESULTS = PAGES / "results"
 MEMORY = "sample, memory"
 FOCAL = ("focal, 1", "focal, 2")
 COMPARED = {  # arm: what it is compared with at equal operations
@@ -52,7 +56,7 @@ def read(path: str) -> list:
 
 
 def steps_needed(rows: list, price: float = 1.0) -> dict:
-    """{seed: step below 1 nat, in steps that cost as much as random ones}; never: the last step of the run."""
+    """{seed: step below 1 nat, in steps that cost as much as random ones}; never: the run's last step."""
     steps = {}
     for row in rows:
         reached = row["below_1_nat"]
@@ -148,6 +152,17 @@ def border_cells(arms: dict, arm: str) -> list:
     return [*cells, f"{word}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"]
 
 
+def calibration_table() -> str:
+    """Is a focal loss only less sure? Accuracy and calibration of the learnable tokens."""
+    lines = [["easy words", "noise", *language.CALIBRATION]]
+    for (easy, noise), arms in points().items():
+        start = [str(easy - noise), str(noise)]
+        for cells in language.calibration_lines(sum(arms.values(), [])):
+            lines.append([*start, *cells])
+            start = ["", ""]
+    return markdown(lines)
+
+
 def border_lines(arm: str, noise: bool) -> tuple:
     """(shares of easy tokens, percent saved at equal operations, intervals) of a line of the figure."""
     values = []
@@ -164,7 +179,11 @@ def border_figure() -> str:
     """Share of easy tokens across, steps saved upwards: memory, sample; with noise as points of their own."""
     lines = {}
     bars = {}
-    shown = ((MEMORY, "memory", "violet"), ("sample", "sample", "green"), ("focal, 1", "focal loss", "orange"))
+    shown = (
+        (MEMORY, "memory", "violet"),
+        ("sample", "sample", "green"),
+        ("focal, 1", "focal loss", "orange"),
+    )
     for arm, name, colour in shown:
         for noise in (False, True):
             shares, means, intervals = border_lines(arm, noise)
@@ -175,7 +194,9 @@ def border_figure() -> str:
     if not lines:
         return ""
     title = "Steps saved by the time the hard token is learned, at equal operations (%)"
-    return line_chart(title, lines, "tokens that are easy in the end, percent", "steps saved, percent", 0)
+    return line_chart(
+        title, lines, "tokens that are easy in the end, percent", "steps saved, percent", 0, bars=bars
+    )
 
 
 # ---- the one table ----
@@ -205,7 +226,7 @@ def language_cells(point: tuple) -> list:
 
 
 def text_cells(rows: list, names: dict) -> list:
-    """Held-out loss against random masks, a cell per column. names: {arm in COLUMNS: its name in runs.csv}."""
+    """Held-out loss against random masks, a cell per column. names: what runs.csv calls an arm."""
     loss = {}
     for row in rows:
         loss.setdefault(experiment.arm_of(row["run"]), []).append(float(row["held_out_loss"]))
@@ -237,16 +258,75 @@ def overview_table() -> str:
     return markdown(lines)
 
 
+# ---- the tables of all pages ----
+
+
+def of_series(folder: str, function, *arguments) -> str:
+    """A table of experiment.py from the CSV files of a series."""
+    before = experiment.FILES
+    experiment.FILES = RESULTS / folder
+    try:
+        return function(*arguments)
+    finally:
+        experiment.FILES = before
+
+
+def of_language(path: str, noise: int, function, *arguments) -> str:
+    """A table of language.py: eight easy words, some of them noise."""
+    return function([row for row in read(path) if row["noise"] == str(noise)], *arguments)
+
+
+TABLES = {"overview": overview_table, "border": border_table, "calibration": calibration_table}
+for series, kinds in {
+    "nine-arms": ("pretraining", "distillation", "blimp", "glue", "curve"),
+    ".": ("frequency", "more", "code", "memory", "clock"),
+}.items():
+    for kind in kinds:
+        name = kind if series == "." else f"{series} {kind}"
+        TABLES[name] = partial(of_series, series, getattr(experiment, f"{kind}_table"))
+for series, whats in {
+    "nine-arms": ("loss", "BLiMP", "GLUE"),
+    ".": ("code", "few-random", "few-memory"),
+}.items():
+    for what in whats:
+        TABLES[f"{what}, seed by seed"] = partial(of_series, series, experiment.seed_table, what)
+for name, path, noise in (
+    ("language", "language.csv", 0),
+    ("new seeds", "new-seeds/language.csv", 0),
+    ("noise", "language.csv", 4),
+):
+    for kind in ("loss", "transition", "mask"):
+        TABLES[f"{name} {kind}"] = partial(of_language, path, noise, getattr(language, f"{kind}_table"))
+    for what in ("loss", "steps"):
+        TABLES[f"{name} {what}, seed by seed"] = partial(of_language, path, noise, language.seed_table, what)
+
+EMPTY = "(Not run yet.)"
+
+
+def filled(page: str) -> str:
+    """A page with its tables made anew. Raises KeyError for a table that nobody makes."""
+
+    def fill(match) -> str:
+        table = TABLES[match[1]]()
+        if table.count("\n") < 2:  # a head, and no line
+            table = EMPTY
+        return f"<!-- table: {match[1]} -->\n\n{table.strip()}\n"
+
+    return re.sub(rf"<!-- table: (.+) -->\n\n((?:\|.*\n)+|{re.escape(EMPTY)}\n)?", fill, page)
+
+
 def main(argv=None):
     """The program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.parse_args(argv)
-    print(overview_table())
-    print(f"\n{border_table()}")
+    for path in sorted(PAGES.glob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        path.write_text(filled(page), encoding="utf-8")
+        print(f"{path}: {page.count('<!-- table: ')} tables")
     if svg := border_figure():
         path = RESULTS / "border.svg"
         path.write_text(svg, encoding="utf-8")
-        print(f"\nwritten to {path}")
+        print(f"written to {path}")
 
 
 if __name__ == "__main__":
