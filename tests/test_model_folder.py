@@ -139,8 +139,8 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named(folder, shape):
         ),
         ({"tie_word_embeddings": False}, "config.json: tie_word_embeddings is False; only True"),
         ({"is_decoder": True}, "config.json: is_decoder is True; only False"),
-        ({"hidden_size": 30}, "hidden_size 30 with 4 heads"),
-        ({"hidden_act": "mish"}, "'mish' cannot be built; known are gelu"),
+        ({"hidden_size": 30}, "hidden_size 30 cannot be divided among 4 heads"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish' is not one of gelu"),
     ],
 )
 def test_a_config_that_cannot_be_built_is_refused_with_the_reason(folder, change, reason):

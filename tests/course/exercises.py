@@ -39,10 +39,9 @@ EXERCISES = (
         "model.py",
         ("attention", "SelfAttention.forward"),
         10,
-        "Give a key that may not be read the score -inf before the softmax. `self.fast` chooses "
-        "`F.scaled_dot_product_attention(q, k, v, attn_mask=..., dropout_p=...)` (except "
-        "in bfloat16 on a CPU, where the other is faster), otherwise your `attention`; a module knows by "
-        "`self.training` whether dropout is on.",
+        "Give a key that may not be read the score -inf before the softmax. The module calls "
+        "`F.scaled_dot_product_attention(q, k, v, attn_mask=..., dropout_p=...)`, or your `attention` "
+        "in bfloat16 on a CPU, where that is faster; it knows by `self.training` whether dropout is on.",
         "Draw ten random keys and a query of D normal numbers each. How large is the largest weight w of the "
         "ten for D = 4 and for D = 256, with and without the division by sqrt(D)? Take the mean over 1,000 "
         "draws, of w and of w (1 - w), by which the gradient of its score is multiplied: which of the four "

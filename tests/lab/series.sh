@@ -14,6 +14,7 @@
 #     bash tests/lab/series.sh plateau            starts and learning rates that leave the unigram plateau, or not
 #     bash tests/lab/series.sh distillation       distillation at equal steps and at equal operations
 #     bash tests/lab/series.sh glue               all GLUE tasks, with a tiny model of 65 million tokens
+#     bash tests/lab/series.sh picture            README's sentence, read by the model of its first run (4 minutes)
 #     SHORT=20 bash tests/lab/series.sh           20 steps per run, into runs-short: does the series itself work?
 #
 # Was it interrupted? Start it again: finished runs are left alone, and the others continue from their last
@@ -281,7 +282,13 @@ glue() {
     echo "judge enwiki-tiny-glue enwiki-tiny '0 1 2' --from-scratch" | two_at_once
 }
 
-PARTS="main more frequency language border code quality collapse few plateau distillation glue"
+picture() {
+    pretrain first-run train.py --dtype float32
+    $PYTHON tests/lab/sentence.py --model "$RUNS/first-run" --seed 3 --svg "$RESULTS/sentence.svg" \
+        --text "The length of this list must be the number of outputs."
+}
+
+PARTS="main more frequency language border code quality collapse few plateau distillation glue picture"
 mkdir -p "$RUNS"
 for part in ${*:-$PARTS}; do
     if ! declare -F "$part" > /dev/null; then

@@ -146,7 +146,7 @@ def test_easy_is_what_the_model_is_sure_of(small, tmp_path, monkeypatch):
     run = language.Experiment(language.options_of("random", 0, tmp_path, tongue, small), tongue, False)
     ids, places, _ = run.exam
     with torch.no_grad():
-        p = run.model.eval()(ids, positions=places).double().softmax(-1)
+        p = run.model.eval()(ids, places=places).double().softmax(-1)
     entropy = torch.special.entr(p).sum(-1)
     monkeypatch.setattr(language, "EASY", entropy.quantile(0.25).item() + 1e-5)
     assert run.easy_share() == pytest.approx(0.25, abs=0.01)
