@@ -497,12 +497,12 @@ def evaluate(o):
         new = f"was trained on rows of {trained} tokens: the places beyond are new to it"
         record["notes"]["length"] = [f"{o.model} {new}; --max-length {trained} cuts there"]
         print(*record["notes"]["length"])
-    for name in TASKS:
-        if name in o.tasks and name != "AX":  # AX is answered with MNLI
-            evaluate_task(name, o, tokenizer, record)
+    tasks = [name for name in TASKS if name in o.tasks and name != "AX"]  # AX is answered with MNLI
+    skipped = [name for name in tasks if not evaluate_task(name, o, tokenizer, record)]
+    files = f"train.tsv and dev.tsv in {o.data_dir}/TASK"
     if not record["results"]:
-        files = f"train.tsv and dev.tsv in {o.data_dir}/TASK"
         raise ValueError(f"no task asked for has its {files}; --download fetches those of GLUE")
+    record["notes"]["skipped"] = [f"skipped, without {files}: {', '.join(skipped)}"] if skipped else []
     print(f"\n{results_table(record)}\n\nwritten: {o.out / 'glue.json'}")
     if o.predict:
         pack_submission(o, record)
@@ -527,7 +527,6 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
 
     The record gets what the table says beside the scores: notes, and the score of the commonest answer.
     """
-    folder = Path(o.data_dir, name)
     splits, notes = load_task(name, o.data_dir, o.predict)
     if name == "MNLI" and "AX" in o.tasks and o.predict:
         diagnostic, more = load_task("AX", o.data_dir)
@@ -535,8 +534,6 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
         notes += more
     labels = {stem: y for stem, (_, y) in splits.items() if y is not None}
     if "train" not in labels or len(labels) < 2:
-        record["notes"][name] = [f"{name}: skipped, no train and dev file in {folder}"]
-        print(record["notes"][name][0])
         return {}
 
     # scores on other rows must not be mixed into one table
@@ -568,11 +565,11 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
     return splits
 
 
-def evaluate_task(name: str, o, tokenizer, record: dict):
-    """Every seed of one task; each is in glue.json as soon as it is finished."""
+def evaluate_task(name: str, o, tokenizer, record: dict) -> bool:
+    """Every seed of one task; each is in glue.json as soon as it is finished. False without the files."""
     splits = prepare(name, o, tokenizer, record)
     if not splits:
-        return
+        return False
     dev = {stem: y for stem, (_, y) in splits.items() if stem.startswith("dev")}
     unlabelled = [stem for stem, (_, y) in splits.items() if y is None]
     files = {stem: f"{o.answers.name}/{ANSWERS.get(stem, name)}.tsv" for stem in unlabelled}
@@ -609,6 +606,7 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
         write_json(o.out / "glue.json", record)
         values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in scores.items())
         print(f"{title}: {values} ({seconds} s)", "!" if one_answer else "")
+    return True
 
 
 # ---- the table, the command line ----
