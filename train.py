@@ -1025,9 +1025,11 @@ def conclude(run: Pretraining):
     print(f"plateau left by step {left[0]:,}" if left else "plateau never left: see README, My loss is stuck")
 
     size = min(run.o.seq_len, 16)  # three short rows, each with the token in its middle hidden
-    index = np.linspace(0, len(run.held_out_ids) // (size - 2) - 1, 5).astype(int)[1:4]
+    index = np.linspace(0, len(run.held_out_ids) // (size - 2) - 1, 30).astype(int)
     rows = take_rows(run.held_out_ids, index, size, run.cls, run.sep).to(run.device)
-    middle = torch.full((3, 1), size // 2, device=run.device)
+    rows = rows[rows[:, size // 2] != run.sep]
+    rows = rows[:: max(1, len(rows) // 3)][:3]
+    middle = torch.full((len(rows), 1), size // 2, device=run.device)
     with masking.evaluating(run.model), torch.compiler.set_stance("force_eager"):
         guesses = run.model(rows.scatter(1, middle, run.mask), places=middle)[:, 0].topk(3).indices
     for row, best in zip(rows.tolist(), guesses.tolist(), strict=True):

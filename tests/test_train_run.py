@@ -72,6 +72,19 @@ def test_the_log_begins_with_what_was_there_before_the_first_step(train, tmp_pat
     assert torch.equal(hidden, labels != -100), "the exam hides every token it asks for, and no other"
 
 
+def test_nobody_guesses_where_a_document_ends(tmp_path, capsys, cache):
+    """Two words a document: a third of the stream is [SEP]."""
+    rng = random.Random(0)
+    words = ["barn", "cost", "dump", "fist", "gasp"]
+    text = "\n\n".join(f"{rng.choice(words)} {rng.choice(words)} {i}" for i in range(3000))
+    (tmp_path / "text.txt").write_text(text)
+    launch(
+        "--corpus", tmp_path / "text.txt", *SMALL, "--cache", cache, "--out", tmp_path / "out", "--steps", 1
+    )
+    guesses = [line for line in capsys.readouterr().out.splitlines() if line.startswith("guess")]
+    assert len(guesses) == 3 and all("[SEP]" in line and "[[SEP]?" not in line for line in guesses)
+
+
 # ---- exact resume ----
 
 CHOICES = [("--masking", "random"), ("--masking", "random", "--whole-word"), ("--reading", "visible")]
