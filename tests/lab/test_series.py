@@ -77,6 +77,7 @@ def meaning(command: str) -> set:
     if options.get("--seed") == "0":
         options.pop("--seed")  # the default
     options.pop("--dtype", "")  # some runs were made before it was fixed; see Protocol in the report
+    options.pop("--resume", "")  # a run that was interrupted
     if "memory_variants.py" in command:
         options["--reading"] = "memory"
     return set(options.items())
