@@ -40,6 +40,7 @@ import tokenizers
 import torch
 import torch.distributed as dist
 from tokenizers import BertWordPieceTokenizer, Tokenizer
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 import masking
@@ -677,8 +678,10 @@ class Pretraining:
         self.plan_masks()
         self.model = self.make_model().train().to(self.device)
         self.optimizer = make_optimizer(self.model, o.lr)
+        self.compiled_loss = None
         if o.compile:
             compile_parts(self.model)
+            self.compiled_loss = torch.compile(loss_of_rows)
 
     def find_hardware(self):
         """Device, dtype, and this process's share of the rows."""
@@ -757,7 +760,7 @@ class Pretraining:
         """The objective, summed over the masked tokens; the sums to log; entropies [B, k], nats."""
         with self.autocast():
             logits = self.model(ids, places=places)
-        loss, right, entropy = MaskedLoss.apply(logits, labels)
+        loss, right, entropy = MaskedLoss.apply(logits, labels, self.compiled_loss)
         return loss, {"loss": loss.detach(), "accuracy": right}, entropy
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
@@ -799,8 +802,10 @@ class Pretraining:
             loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
             self.scaler.scale(loss / count).backward()
             add(self.sums, sums)
-        for parameter in self.model.parameters():
-            self.sum_over_processes(parameter.grad)  # the gradient of a sum is the sum of gradients
+        if self.world > 1:  # the gradient of a sum is the sum of gradients: in one message, not one for each
+            gradients = [parameter.grad for parameter in self.model.parameters()]
+            together = self.sum_over_processes(parameters_to_vector(gradients))
+            vector_to_parameters(together, gradients)
 
         # New weights, from a gradient of length 1 at most: a rare large one would undo much.
         self.scaler.unscale_(self.optimizer)
