@@ -47,7 +47,6 @@ def check(o):
     needs = {
         "kd_temperature": (o.kd_alpha > 0, "--kd-alpha above 0"),
         "student_init": (not o.from_, "fresh weights, without --from"),
-        "cased": (o.vocab, "--vocab, since the teacher's vocabulary says what is lower-cased"),
         "vocab_size": (False, "a learned vocabulary, and the teacher brings its own"),
     }
     train.refuse_idle(o, make_parser(), needs)
@@ -71,7 +70,8 @@ def kd_loss(student_logits, teacher_logits, labels, temperature: float) -> torch
     kind = torch.promote_types(student_logits.dtype, torch.float32)
     log_q = (student_logits.to(kind) / temperature).log_softmax(-1)
     log_p = (teacher_logits.to(kind) / temperature).log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    p = log_p.exp()
+    kl = (p * (log_p - log_q)).masked_fill(p == 0, 0).sum(-1)  # 0 x -inf would be NaN
     return temperature**2 * kl.masked_fill(labels == IGNORE, 0).sum()
 
 
@@ -289,7 +289,7 @@ class Distillation(train.Pretraining):
             with torch.no_grad():
                 wanted = self.teacher(ids, places=places)
             logits = self.model(ids, places=places)
-        cross_entropy, right, entropy = train.MaskedLoss.apply(logits, labels)
+        cross_entropy, right, entropy = train.MaskedLoss.apply(logits, labels, self.compiled_loss)
         kl = kd_loss(logits, wanted, labels, temperature)
         loss = (1 - alpha) * cross_entropy + alpha * kl
         agreed = (logits.argmax(-1) == wanted.argmax(-1)) & (labels != IGNORE)
