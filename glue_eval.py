@@ -197,8 +197,8 @@ def read_split(path: Path, task: Task):
         rows = [names, *rows]
     if not set(wanted) <= set(names):
         begins = "\t".join(rows[0])[:60]
-        needs = f"whose first line names the columns {', '.join(wanted)}, with tabs between them"
-        raise ValueError(f"{path} begins {begins!r} and is no file of GLUE or `datasets`, {needs}")
+        needs = f"name the columns {', '.join(wanted)} between tabs, as in files of GLUE and of `datasets`"
+        raise ValueError(f"{path}: its first line must {needs}, but begins {begins!r}")
 
     # which rows count; where MultiNLI's annotators disagreed, its gold label is "-"
     columns = [names.index(name) for name in wanted]
