@@ -334,47 +334,61 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
     counted = labels != IGNORE
     log_p = logits.float().log_softmax(-1)
     target = log_p.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
-    right = logits.argmax(-1) == labels
-    return -target.masked_fill(~counted, 0).sum(), right.sum().float()
+    correct = logits.argmax(-1) == labels
+    return -target.masked_fill(~counted, 0).sum(), correct.sum().float()
 
 
 class MaskedLoss(torch.autograd.Function):
-    """(loss, right, entropy [...]) = MaskedLoss.apply(logits [..., V], labels [...]): mlm_loss, faster.
+    """(loss, correct, entropy [...]) = MaskedLoss.apply(logits [..., V], labels [...]): mlm_loss, faster.
 
     The gradient of -log p(y) is p - onehot(y), so one p, made for a few rows at a time, which stay in the
     processor's cache, gives loss, gradient and entropy (nats, for --reading memory). Autograd would write
-    several tensors of the logits' size to memory and read each again.
+    several tensors of the logits' size to memory and read each again. compiled: torch.compile(loss_of_rows)
+    or None; what it makes needs no slices.
     """
 
     @staticmethod
-    def forward(ctx, logits, labels):
-        rows = max(1, masking.slice_size(logits.device) // logits.shape[-1])
+    def forward(ctx, logits, labels, compiled=None):
+        # float16 has no numbers below 6e-8, and GradScaler's factor comes only later: until then, another.
+        ctx.unit = 4096.0 if logits.dtype == torch.float16 else 1.0
         gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        rows = labels.numel() if compiled else max(1, masking.slice_size(logits.device) // logits.shape[-1])
         parts = [tensor.flatten(0, -2).split(rows) for tensor in (logits, gradient, labels[..., None])]
-        results = []  # of every slice: loss, right and entropy, [rows, 3]
-        for z, slope, label in zip(*parts, strict=True):
-            counted = label != IGNORE  # [rows, 1]
-            word = label.clamp_min(0)
-            z = z.to(torch.promote_types(z.dtype, torch.float32))  # at least: float64 stays
-            highest, guess = z.max(-1, keepdim=True)
-            z = z - highest
-            e = z.exp()
-            total = e.sum(-1, keepdim=True)  # p = e / total
-            log_sum = total.log()  # log p = z - log_sum
-            loss = (log_sum - z.gather(-1, word)) * counted
-            entropy = log_sum - torch.linalg.vecdot(e, z)[:, None] / total
-            results.append(torch.cat((loss, guess == label, entropy), -1))
-            slope.copy_(e.mul_(counted / total).scatter_add_(-1, word, -counted.to(e.dtype)))
-        loss, right, entropy = torch.cat(results).T
-        right = right.sum()
+        work = compiled or loss_of_rows
+        results = [work(z, slope, label, ctx.unit) for z, slope, label in zip(*parts, strict=True)]
+        loss, correct, entropy, own = torch.cat(results).T
+        word = labels.clamp_min(0)[..., None]
+        gradient.scatter_(-1, word, own.to(gradient.dtype).view(word.shape))
+        correct = correct.sum()
         entropy = entropy.reshape(labels.shape)
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(right, entropy)
-        return loss.sum(), right, entropy
+        ctx.mark_non_differentiable(correct, entropy)
+        return loss.sum(), correct, entropy
 
     @staticmethod
     def backward(ctx, scale, *_):
-        return ctx.saved_tensors[0] * scale, None
+        return ctx.saved_tensors[0] * (scale / ctx.unit), None, None
+
+
+def loss_of_rows(logits, slope, label, unit: float):
+    """A slice of MaskedLoss, logits [rows, V] and label [rows, 1]: fills slope [rows, V] with unit p.
+
+    Returns [rows, 4]: loss, correct, entropy, and unit (p - 1), the gradient at the word itself.
+    """
+    counted = label != IGNORE  # [rows, 1]
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # at least: float64 stays
+    highest, guess = z.max(-1, keepdim=True)
+    z = z - highest
+    word = z.gather(-1, label.clamp_min(0))
+    z = z.clamp_min_(torch.finfo(z.dtype).min)  # the logit of a word that cannot be is -inf, and 0 x -inf NaN
+    e = z.exp()
+    total = e.sum(-1, keepdim=True)  # p = e / total
+    log_sum = total.log()  # log p = z - log_sum
+    loss = (log_sum - word).masked_fill(~counted, 0)
+    entropy = log_sum - torch.linalg.vecdot(e, z)[:, None] / total
+    weight = counted * unit / total
+    slope.copy_(e.mul_(weight))
+    return torch.cat((loss, guess == label, entropy, word.exp() * weight - counted * unit), -1)
 
 
 def as_steps(value: float, steps: int) -> int:
@@ -398,17 +412,22 @@ def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.
     return torch.optim.AdamW([decayed, others], lr=lr, betas=(0.9, 0.999), fused=True)
 
 
-def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """Resolve "auto": a GPU if there is one; bfloat16 where it is fast, or float16 on a GPU.
+def pick_hardware(asked: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Resolve "auto": a GPU if there is one that works; bfloat16 where it is fast, or float16 on a GPU.
 
     On a GPU products that stay float32 use TF32. Raises ValueError for a device that cannot be used.
     """
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    name = "cpu" if asked == "auto" else asked
+    if asked in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        device = torch.empty(0, device="cpu" if device == "auto" else device).device
+        small = torch.ones(2, 2, device=name)
+        (small @ small).tolist()  # the first product is where a card says what is wrong with it
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+        if asked == "auto" and "no kernel image" in str(error):
+            return pick_hardware("cpu", dtype)  # unused_hardware says so
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    device = small.device
     best = "float32"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -417,6 +436,37 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     elif device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         best = "bfloat16"  # without AMX it is slower than float32, even where AVX-512 multiplies it
     return device, getattr(torch, best if dtype == "auto" else dtype)
+
+
+def unused_hardware(asked: str, device: torch.device) -> list[str]:
+    """Sentences on what `--device auto` found on this machine and does not use, each with the remedy."""
+    if asked != "auto" or device.type != "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return []
+    if torch.backends.mps.is_available():
+        return ["Apple's GPU is not used: --device mps tries it (untested)"]
+    build = f"torch {torch.__version__}"
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        known = " ".join(torch.cuda.get_arch_list())
+        card, why = (
+            torch.cuda.get_device_name(),
+            f"{build} has kernels for {known}, not for sm_{major}{minor}",
+        )
+    else:
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        try:
+            found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+            card, driver = found.splitlines()[0].split(", ")
+        except (OSError, subprocess.SubprocessError, LookupError, ValueError):
+            return []  # no driver, or no card
+        cuda = torch.version.cuda or ""
+        needed = 580 if cuda.startswith("13") else 525
+        why = f"{build} does not start CUDA with driver {driver}"
+        if not cuda:
+            why = f"{build} is a build for CPUs"
+        elif int(driver.split(".")[0]) < needed:
+            why = f"driver {driver} is older than {needed}, which CUDA {cuda} of {build} needs"
+    return [f"{card} is not used: {why}; README, Install, says which torch fits"]
 
 
 def keep_freed_ram():

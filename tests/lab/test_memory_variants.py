@@ -118,7 +118,7 @@ def test_a_share_of_the_masks_is_drawn_from_the_rest_of_the_row(words):
     run.device = torch.device("cpu")
     run.memory = masking.EntropyMemory(rows, 100, run.device)
     run.memory.values = torch.arange(100.0).expand(rows, 100).half()
-    run.eligible = lambda ids: torch.ones_like(ids, dtype=torch.bool)
+    run.maskable = lambda ids: torch.ones_like(ids, dtype=torch.bool)
     run.continues = torch.arange(100) % 2 == 1  # two pieces a word
     ids = torch.arange(100).expand(rows, 100)
     selected = run.choose_in_part(ids, torch.arange(rows), torch.Generator().manual_seed(0))
