@@ -74,7 +74,7 @@ def make_parser(description: str, sources=("random", "self")) -> argparse.Argume
     add("--corpus", nargs="+", default=[], help=".txt, .gz or .xz files; none: documentation on this machine")
     add("--vocab", default="", help="vocab.txt or checkpoint folder; none: learned from the corpus")
     add("--vocab-size", type=int, default=8192, help="word pieces of a learned vocabulary")
-    add("--cased", action="store_true", help="keep upper case, with a vocabulary that does not say")
+    add("--cased", action="store_true", help="keep capitals and accents: German, SMILES, code")
     add("--max-tokens", type=int, default=0, help="use only so many training tokens; 0: all")
     add("--cache", default=".cache", help="folder for tokenised text")
     # model
@@ -212,9 +212,7 @@ def read_documents(paths):
                 for number, line in enumerate(file, 1):
                     text = line.decode("utf-8").strip()
                     if "\0" in text:
-                        raise ValueError(
-                            f"{path}, line {number}: no plain text (an archive? UTF-16? iconv -f UTF-16LE)"
-                        )
+                        raise ValueError(f"{path}, line {number}: no plain text (an archive? UTF-16 text?)")
                     if paragraphs and (not text or len(paragraphs) == 1000):
                         yield paragraphs, not text
                         paragraphs = []
@@ -260,9 +258,7 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
     reader = text_tokenizer(tokenizer)
     unknown, sep = (tokenizer.token_to_id(token) for token in ("[UNK]", "[SEP]"))
     facts = Counter(unknown=0, too_long=0)
-    table = array(
-        "q"
-    )  # of each paragraph and each [SEP]: tokens, hash, does its document's hash hold it out?
+    table = array("q")  # of each paragraph and each [SEP]: tokens, hash, is its document held out by hash?
     begins = True
     with open(folder / "text.ids", "wb") as stream:
         documents = tqdm(read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None)
@@ -292,23 +288,26 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
                 words = " ".join(paragraphs).split()
                 facts.update(words=len(words), changed=sum(is_changed(word, tokenizer) for word in words))
 
-    # Which side a paragraph is on is settled last, when it is known how much there is.
+    # The sides are settled last, when it is known how much there is.
     if not facts["lines"]:
         raise ValueError(f"{paths[0]}: 0 tokens are too few to learn from")
     tokens, held_out, known = split(*np.frombuffer(table, np.int64).reshape(-1, 3).T)
-    stops = tokens.cumsum()
-    start = 0
-    ids = np.memmap(folder / "text.ids", np.int32, "r")
-    with open(folder / "train.ids", "wb") as train, open(folder / "held_out.ids", "wb") as held:
-        for last in np.flatnonzero(np.diff(held_out + 2 * known, append=-1)):  # of each run of one kind
-            if not known[last]:
-                ids[start : stops[last]].tofile(held if held_out[last] else train)
-            start = stops[last]
-    del ids
-    (folder / "text.ids").unlink()
-    exam = np.fromfile(folder / "held_out.ids", np.int32)
-    empty = (exam == sep) & (np.append(sep, exam[:-1]) == sep)  # of a document of which nothing is left
-    exam[~empty].tofile(folder / "held_out.ids")
+    everything = folder / "text.ids"
+    asked = folder / "held_out.ids"
+    with (
+        open(everything, "rb") as stream,
+        open(folder / "train.ids", "wb") as train,
+        open(asked, "wb") as exam,
+    ):
+        for first in range(0, len(tokens), 10_000):
+            part = slice(first, first + 10_000)
+            ids = np.fromfile(stream, np.int32, tokens[part].sum())
+            ids[np.repeat(~held_out[part], tokens[part])].tofile(train)
+            ids[np.repeat(held_out[part] & ~known[part], tokens[part])].tofile(exam)
+    everything.unlink()
+    ids = np.fromfile(asked, np.int32)
+    empty = (ids == sep) & (np.append(sep, ids[:-1]) == sep)  # of a document of which nothing is left
+    ids[~empty].tofile(asked)
     write_json(folder / "facts.json", facts | {"left_out": int(known.sum())})
 
 
@@ -367,7 +366,7 @@ def prepare_text(o):
     for path in paths:
         if Path(path).exists() and not Path(path).is_file():
             raise ValueError(
-                f"{path} is a folder or a pipe, which can be read only once: write its text to a file"
+                f"{path} is a folder, or a pipe that can be read only once: write a file from it"
             )
         with open(path, "rb") as file:
             while block := file.read(2**20):
@@ -427,7 +426,7 @@ def describe_text(run) -> str:
     ]
     if facts["left_out"]:
         lines.append(
-            f"note    {facts['left_out']:,} held-out paragraphs are trained on too, and not examined"
+            f"note    {facts['left_out']:,} held-out paragraphs are in the training text: not examined"
         )
     if unknown > 0.02:
         lines.append(f"WARNING: {why_unknown(run.o, facts)}")
