@@ -137,7 +137,7 @@ def test_a_table_is_written_below_its_name_and_nothing_else_changes(monkeypatch)
     made = report.filled(page)
     assert made == (
         "One.\n\n<!-- table: a -->\n\n| x |\n| - |\n| 1 |\n\nTwo.\n\n"
-        f"<!-- table: b -->\n\n{report.EMPTY}\nThree.\n"
+        f"<!-- table: b -->\n\n{report.EMPTY}\n\nThree.\n"
     )
     assert report.filled(made) == made
     with pytest.raises(KeyError):
