@@ -47,11 +47,16 @@ def anchors(text: str) -> set:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", ["tests/README.md", *(f"tests/lab/{page}" for page in PAGES)])
+LINKED = ["README.md", "tests/README.md", "tests/course/README.md", *(f"tests/lab/{page}" for page in PAGES)]
+
+
+@pytest.mark.parametrize("page", LINKED)
 def test_links_lead_to_files_and_headings_that_exist(page):
     page = PROJECT / page
     text = page.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)]+)\)", text):
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         assert target.exists(), f"{page} links to {path}, which does not exist"
