@@ -494,8 +494,9 @@ def examine(model, exam) -> tuple[float, float]:
 def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
     """-sum over the masked tokens of log p(token), p = softmax(logits), and how many of them are its argmax.
 
-    logits [..., V], labels [...] with -100 where there is no loss. Returns two float32 scalars. The caller
-    divides by the masked tokens of the whole step: a mean of means would weigh pieces of unequal size alike.
+    logits [..., V], labels [...] with -100 where there is no loss. Returns two float32 scalars; waits for no
+    device: no boolean indices, no .item(). The caller divides by the masked tokens of the whole step: a mean
+    of means would weigh pieces of unequal size alike.
     """
     counted = labels != IGNORE
     log_p = logits.float().log_softmax(-1)
@@ -571,7 +572,10 @@ def learning_rate(step: int, steps: int, warmup: int, highest: float) -> float:
 
 
 def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
-    """AdamW; matrices and embeddings decay, biases and LayerNorm do not; frozen parameters are left out."""
+    """AdamW, betas .9 and .999; matrices and embeddings decay, biases and LayerNorm do not; not the frozen.
+
+    fused: one kernel for all parameters, in which no step waits for the device.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     decayed = {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay}
     others = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}
@@ -613,11 +617,8 @@ def unused_hardware(asked: str, device: torch.device) -> list[str]:
     build = f"torch {torch.__version__}"
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        known = " ".join(torch.cuda.get_arch_list())
-        card, why = (
-            torch.cuda.get_device_name(),
-            f"{build} has kernels for {known}, not for sm_{major}{minor}",
-        )
+        card = f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
+        why = f"{build} has kernels for {' '.join(torch.cuda.get_arch_list())} alone"
     else:
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
         try:
@@ -625,12 +626,12 @@ def unused_hardware(asked: str, device: torch.device) -> list[str]:
             card, driver = found.splitlines()[0].split(", ")
         except (OSError, subprocess.SubprocessError, LookupError, ValueError):
             return []  # no driver, or no card
-        cuda = torch.version.cuda or ""
-        needed = 580 if cuda.startswith("13") else 525
+        cuda = torch.version.cuda
+        needed = "580" if cuda and cuda.startswith("13") else "525"
         why = f"{build} does not start CUDA with driver {driver}"
         if not cuda:
             why = f"{build} is a build for CPUs"
-        elif int(driver.split(".")[0]) < needed:
+        elif driver < needed:
             why = f"driver {driver} is older than {needed}, which CUDA {cuda} of {build} needs"
     return [f"{card} is not used: {why}; README, Install, says which torch fits"]
 
