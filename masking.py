@@ -475,7 +475,7 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator) -> Sen
     longest = model.config.max_position_embeddings
     tokenizer.no_truncation()
     whole = len(tokenizer.encode(text))
-    tokenizer.enable_truncation(min(longest, getattr(model.config, "trained_length", None) or longest))
+    tokenizer.enable_truncation(min(longest, model.config.trained_length or longest))
     encoding = tokenizer.encode(text)
     ids = torch.tensor([encoding.ids])
     special = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]")]

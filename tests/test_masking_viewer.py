@@ -144,7 +144,6 @@ def test_a_long_text_is_cut_to_the_models_longest_row(folder, capsys):
     assert "more tokens" not in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not hasattr(BertConfig, "trained_length"), reason="config.json does not hold it yet")
 @pytest.mark.parametrize("trained, shown", [(None, 10), (7, 5), (12, 10), (500, 10)])
 def test_the_viewer_stops_at_the_longest_row_in_training_where_it_is_known(folder, capsys, trained, shown):
     config = json.loads((folder / "config.json").read_text())

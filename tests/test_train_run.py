@@ -514,6 +514,26 @@ def test_a_checkpoint_is_where_from_begins(train, teacher):
         assert torch.allclose(tensor, given[name], atol=1e-6), f"--from must start from the folder: {name}"
 
 
+@pytest.mark.parametrize(
+    "known, length, kept, said", [(32, 48, 48, True), (64, 32, 64, False), (None, 48, None, False)]
+)
+def test_the_row_length_of_training_is_kept_and_rows_beyond_it_are_said(
+    train, teacher, tmp_path, capsys, known, length, kept, said
+):
+    run = train("--seq-len", 40, "--steps", 1, out="fresh")
+    assert run.model.config.trained_length == 40
+    assert json.loads((tmp_path / "fresh" / "config.json").read_text())["trained_length"] == 40
+
+    shutil.copytree(teacher, tmp_path / "parent")
+    config = json.loads((tmp_path / "parent" / "config.json").read_text())
+    (tmp_path / "parent" / "config.json").write_text(json.dumps(config | {"trained_length": known}))
+    capsys.readouterr()
+    options = ("--from", tmp_path / "parent", "--seq-len", length, "--steps", 1)
+    run = train(*options, out="more", small=NO_VOCAB)
+    assert run.model.config.trained_length == kept
+    assert (f"parent has read rows of {known} tokens" in capsys.readouterr().out) == said
+
+
 # ---- what is said when it goes wrong ----
 
 
