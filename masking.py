@@ -243,7 +243,8 @@ def _budgets(eligible, mask_ratio, factor=1.0) -> torch.Tensor:
         count = count.cpu()  # Apple's GPUs have no float64, in which Python rounds
     n = count.double()
     k = (mask_ratio * n).round().clamp_min(1).minimum(n)
-    return (factor * k).round().minimum(n).long().to(eligible.device)
+    budget = (factor * k).round().minimum(n).long()
+    return budget.to("mps") if eligible.device.type == "mps" else budget
 
 
 def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:

@@ -369,14 +369,26 @@ def read_json(path) -> dict:
         raise ValueError(f"{path} is not a JSON object: it is damaged, get or write it again") from None
 
 
+# What torch says of memory and cards, as a pattern, and what to do about it.
+SMALLER = "choose a smaller --batch-size, shorter rows or, in pretraining, --accumulate 4"
+REMEDIES = {
+    "MemoryError|out of memory|allocate memory|enough memory": f"out of memory; {SMALLER}",
+    "CUBLAS_STATUS_(ALLOC_FAILED|NOT_INIT)": f"the card is full, by another program? Else {SMALLER}",
+    "CUBLAS_STATUS_NOT_SUPPORTED": "the card does not multiply numbers of this dtype: choose --dtype float32",
+    "busy or unavailable": "another program has the card (see nvidia-smi): wait, or choose --device cpu",
+    "no kernel image": "this torch has no kernels for the card: README, Install, says which torch fits",
+}
+
+
 def explain(error: Exception) -> str:
     """What to tell the user of a program that ends with this error; raises it again where that is a bug."""
     if isinstance(error, OSError) and error.strerror:  # str(error) would begin with "[Errno 21]"
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    for pattern, remedy in REMEDIES.items():
+        if re.search(pattern, f"{type(error).__name__}: {error}"):
+            return remedy
     if isinstance(error, (OSError, ValueError)):
         return str(error)
-    if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|enough memory", str(error)):
-        return "out of memory; choose a smaller --batch-size, shorter rows or, in pretraining, --accumulate 4"
     raise error
 
 

@@ -86,7 +86,7 @@ def pretraining(name, o, folder):
     train.keep_freed_ram()
     kind = distill.Distillation if uses_teacher else train.Pretraining
     run = kind(options)
-    teacher = run.teacher.config if run.teacher else None
+    teacher = run.teacher.config if uses_teacher else None
     operations = flops.flops_per_token(vars(options), run.model.config, teacher)
 
     def steps(n):
