@@ -203,7 +203,7 @@ class EntropyMemory:
         """Remember the entropies [B, k] at places [B, k] of rows `index` [B], where blank, bool [B, k]."""
         entropy = entropy.detach()
         count = blank.sum()
-        mean = (entropy * blank).sum() / count.clamp_min(1)
+        mean = torch.where(blank, entropy, 0).sum() / count.clamp_min(1)
         moved = torch.where(self.mean > 0, self.mean.lerp(mean, 0.01), mean)
         self.mean = torch.where(count > 0, moved, self.mean)
 
