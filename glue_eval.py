@@ -494,8 +494,8 @@ def evaluate(o):
     print(f"{o.model}: {size}, {o.device}, {o.dtype}", *unused_hardware(asked, o.device), sep="\n")
 
     record = open_record(o)
-    trained = getattr(config, "trained_length", None)
-    if trained and trained < o.max_length:
+    trained = config.trained_length or o.max_length  # unknown: nothing is said
+    if trained < o.max_length:
         new = f"was trained on rows of {trained} tokens: the places beyond are new to it"
         record["notes"]["length"] = [f"{o.model} {new}; --max-length {trained} cuts there"]
         print(*record["notes"]["length"])

@@ -563,10 +563,11 @@ def mask_batch(
 # ---- what it looks like: python masking.py --model FOLDER --text "..." ----
 
 COLOUR = "\033[30;48;5;{shade}m{text}\033[0m"  # of a terminal, from yellow to red
-HTML = '<b style="background:hsl(0 100% {light:.0f}%)">{text}</b>'  # from white to red
+HTML = '<mark style="background:hsl(0 100% {light:.0f}%)">{text}</mark>'  # from white to red
 PAGE = """\
-<!doctype html><html lang="en"><meta charset="utf-8"><title>How unsure is {model}?</title>
-<style>:root {{ color-scheme: light dark }} b {{ color: black; font-weight: normal }}</style><pre>{text}</pre>
+<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>How unsure is {model}?</title><style>:root {{ color-scheme: light dark }}
+pre {{ font-size: min(14px, 2.4vw) }}</style><pre>{text}</pre>
 """
 Sentence = namedtuple("Sentence", "tokens entropies guesses picks left_out")
 
@@ -578,10 +579,9 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator) -> Sen
     the model's training where that is known: later positions never learned. Raises ValueError for no tokens.
     """
     longest = model.config.max_position_embeddings
-    tokenizer.no_truncation()
-    whole = len(tokenizer.encode(text))
-    tokenizer.enable_truncation(min(longest, getattr(model.config, "trained_length", None) or longest))
+    tokenizer.enable_truncation(min(longest, model.config.trained_length or longest))
     encoding = tokenizer.encode(text)
+    left_out = sum(part.special_tokens_mask.count(0) for part in encoding.overflowing)
     ids = torch.tensor([encoding.ids])
     special = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]")]
     places = eligible_positions(ids, special)[0].nonzero()  # [n, 1]
@@ -608,7 +608,7 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator) -> Sen
     for rule in RULES:
         picks[rule] = select_positions(rule, eligible, mask_ratio, entropy, generator=generator)[0].tolist()
     tokens = [encoding.tokens[place] for place in places]
-    return Sentence(tokens, entropies, guesses, picks, whole - len(encoding))
+    return Sentence(tokens, entropies, guesses, picks, left_out)
 
 
 def picture(sentences: list[Sentence], legend: str, style: str) -> str:

@@ -118,7 +118,7 @@ class SelfAttention(nn.Module):
         split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)  # B, T, A, D
         q, k, v = (linear(x).view(split).transpose(1, 2) for linear in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
-        # Torch's fused function is attention() in one pass and faster, except in bfloat16 on a CPU.
+        # The same numbers: torch's fused function is attention() in one pass, slower in bfloat16 on a CPU.
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             out = attention(q, k, v, mask, dropout)
         else:
