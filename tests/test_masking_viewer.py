@@ -118,7 +118,7 @@ def test_the_page_is_one_file_says_the_same_and_escapes_the_text(folder, tmp_pat
     )
     printed = capsys.readouterr().out
     page = (tmp_path / "p.html").read_text(encoding="utf-8")
-    assert "&lt;" in page and "&gt;" in page and "<b></b>" not in page
+    assert "&lt;" in page and "&gt;" in page and "<b>" not in page
     assert page.count("hsl(") == 6, "a colour for each of < b > the cat, and for sat"
     assert "http" not in page and "<script" not in page, "self-contained, nothing to load"
     assert f"<title>How unsure is {folder}?</title>" in page
