@@ -2,8 +2,8 @@
 
 import re
 
-# Dense bfloat16 peaks in FLOP/s (float16 for T4 and V100), from the vendors' data sheets. A card has all words of
-# its line in its name; the first such line counts, so that a slower variant stands above the plain name.
+# Dense bfloat16 peaks in FLOP/s (T4, V100: float16), from the vendors' data sheets. A card has all words
+# of its line in its name; the first such line counts, so that a slower variant stands above the plain name.
 PEAKS = (
     (("H100", "PCIE"), 756e12),
     (("H100", "NVL"), 835e12),

@@ -41,8 +41,8 @@ LATEST = 450  # seconds after which no other speed is measured: one may take two
 NEAR = {"float32": 0.01, "bfloat16": 0.05, "float16": 0.02}  # nats from float32 on the CPU; float32 is TF32
 
 
-# What others published, one card each, in masked-LM pretraining; the share of the peak is our count. Nothing is
-# known for a T4, nor for models as small as tiny and mini.
+# What others published, one card each, in masked-LM pretraining; the share of the peak is our count. Nothing
+# is known for a T4, nor for models as small as tiny and mini.
 PUBLIC = [["model", "card", "tokens/s", "MFU", "source"]]
 PUBLIC += [["BERT-base, transformers", "A100", "111,000", "24%", "mosaicml/examples, from 11.5 h on 8 cards"]]
 PUBLIC += [["BERT-large", "A100", "74,000", "45%", "NVIDIA DeepLearningExamples"]]
