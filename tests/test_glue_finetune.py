@@ -630,6 +630,21 @@ def test_bad_input_is_one_sentence_and_a_failure(argv, reason):
     assert "\n" not in str(error.value) and "Errno" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "argv, reason",
+    [
+        (["--max-lenght", "64"], "did you mean --max-length?"),
+        (["--tasks", "rtee"], "'rtee' is none of CoLA, SST-2"),
+        (["--seeds", "0,1"], "argument --seeds: invalid int value: '0,1'"),
+    ],
+)
+def test_a_mistyped_option_is_two_lines(argv, reason, capsys):
+    with pytest.raises(SystemExit):
+        glue.main(["--model", "x", *argv])
+    text = capsys.readouterr().err
+    assert reason in text and len(text.splitlines()) == 2
+
+
 def test_a_place_that_cannot_be_written_is_one_sentence(evaluate, tmp_path):
     (tmp_path / "out").write_text("a file, no folder")
     with pytest.raises(SystemExit) as error:
