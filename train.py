@@ -190,7 +190,7 @@ def check(o, parser, world: int):
     pool = masking.candidate_budget(body, o.mask_ratio, o.candidates)
     if entropy and o.reading == "blank" and not masks < pool < body:
         counts = f"{pool} candidates for {masks} masks in rows of {body} tokens"
-        raise ValueError(f"{counts} leave no choice, or nothing to read: choose another number of --candidates")
+        raise ValueError(f"{counts} leave no choice, or nothing to read: other --candidates are needed")
     if o.from_ and not o.resume:
         refuse_longer_rows(o.from_, o.seq_len)
     if o.lr == 0 and o.from_:
@@ -1217,6 +1217,9 @@ def main(parser, kind=Pretraining, argv=None):
         if run.rank == 0:
             conclude(run)
         run.sum_over_processes(torch.zeros(1, device=run.device)).item()  # wait: another may still write
+        if run.world > 1 and argv is None:  # under torchrun all is done and saved
+            sys.stdout.flush()
+            os._exit(0)  # else torch's own threads, which may outlive it, now and then abort the process
         return run
     except KeyboardInterrupt:
         how = "nothing was saved yet, so start again with the same command"
