@@ -14,31 +14,54 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from bugs import BUGS
-from exercises import EXERCISES, assignment
+from exercises import EXERCISES, answer_sheet, assignment
 
 PROJECT = Path(__file__).resolve().parents[2]
-TEACHERS = ("handout.py", "bugs.py", "test_handout.py")  # no student gets these, nor this folder's README
-FIND_THE_BUG = """\
-## Find the bug
-
-One thing is wrong in one of the five programs (`*.py`): a bug that projects really had.
-
-1. `pip install -r requirements.txt`, then `pytest`: all tests, a few minutes (`pytest -x` stops at
-   the first that fails). Read what a failing test expected.
-2. Find the line. Say what it computes, what it should compute, and which test told you.
-3. What would a training run with this bug look like? Would you have noticed without the test?
-4. Fix it: all tests pass.
-
+PROGRAMS = ("model.py", "masking.py", "train.py", "distill.py", "glue_eval.py")
+# No student gets these, nor this folder's README; check_submission.py stands at the top of a handout instead.
+TEACHERS = ("handout.py", "grade.py", "trials.py", "wrong.py", "bugs.py", "check_submission.py")
+TEACHERS += ("test_handout.py", "test_grade.py")
+PYTEST_INI = """\
+[pytest]
+# `pytest` runs the exercises; `pytest tests` the whole program too, when they are solved.
+testpaths = tests/course
+addopts = --tb=short -q --no-header
 """
+PLAIN_LOSS = '''\
+class MaskedLoss:
+    """(loss, correct, entropy [...]) = MaskedLoss.apply(logits [..., V], labels [...]), by exercises 5 and 8.
+
+    The project's own class of this name computes the three and the gradient in one go, by hand, and faster.
+    """
+
+    @staticmethod
+    def apply(logits, labels):
+        loss, correct = mlm_loss(logits, labels)
+        with torch.no_grad():
+            entropy = masking.prediction_entropy(logits)
+        return loss, correct, entropy
+'''.rstrip()
 
 
 # ---- what is changed in a copy ----
+
+
+def functions_of(source: str) -> dict:
+    """{"function" or "Class.method": its syntax tree}"""
+    found = {}
+    for node in ast.parse(source).body:
+        methods = node.body if isinstance(node, ast.ClassDef) else []
+        found |= {f"{node.name}.{m.name}": m for m in methods if isinstance(m, ast.FunctionDef)}
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found[node.name] = node
+    return found
 
 
 def without_bodies(source: str, messages: dict) -> str:
@@ -47,12 +70,7 @@ def without_bodies(source: str, messages: dict) -> str:
     messages: {"function" or "Class.method": message}. All other lines stay byte for byte. Raises ValueError
     where a function is not there.
     """
-    lines, found = source.split("\n"), {}
-    for node in ast.parse(source).body:
-        methods = node.body if isinstance(node, ast.ClassDef) else []
-        found |= {f"{node.name}.{m.name}": m for m in methods if isinstance(m, ast.FunctionDef)}
-        if isinstance(node, ast.FunctionDef):
-            found[node.name] = node
+    lines, found = source.split("\n"), functions_of(source)
     if missing := set(messages) - set(found):
         raise ValueError(f"no function {', '.join(sorted(missing))} in this source")
     for name in sorted(messages, key=lambda name: -found[name].lineno):  # from below: line numbers stay right
@@ -68,13 +86,39 @@ def without_bodies(source: str, messages: dict) -> str:
     return "\n".join(lines)
 
 
+def with_functions(source: str, functions: dict) -> str:
+    """Put other functions, {name: source}, in the place of those of these names."""
+    lines, found = source.split("\n"), functions_of(source)
+    for name in sorted(
+        functions, key=lambda name: -found[name].lineno
+    ):  # from below: line numbers stay right
+        node = found[name]
+        new = textwrap.indent(functions[name], " " * node.col_offset)
+        lines[node.lineno - 1 : node.end_lineno] = new.split("\n")
+    return "\n".join(lines)
+
+
 def removed(exercises) -> dict:
-    """{file: its text without the bodies that these exercises ask for}"""
+    """{file: its text without the bodies that these exercises ask for, and without what gives them away}"""
     messages = {}
     for e in exercises:
         for name in e.functions:
             messages.setdefault(e.file, {})[name] = f"Exercise {e.number}: {e.title}"
-    return {file: without_bodies(read(file), names) for file, names in messages.items()}
+    changed = {file: without_bodies(read(file), names) for file, names in messages.items()}
+    if {5, 8} & {e.number for e in exercises}:  # MaskedLoss computes a loss and an entropy by hand
+        changed["train.py"] = with_functions(
+            changed.get("train.py", read("train.py")), {"MaskedLoss": PLAIN_LOSS}
+        )
+        tests = read("tests/test_train_parts.py")
+        nodes = functions_of(tests)
+        about = [node for node in nodes.values() if "MaskedLoss" in ast.unparse(node)]
+        lines = tests.split("\n")
+        for node in sorted(about, key=lambda node: -node.lineno):
+            lines[node.lineno - 1 : node.end_lineno] = [
+                "# The tests of the project's own MaskedLoss are left out here."
+            ]
+        changed["tests/test_train_parts.py"] = "\n".join(lines)
+    return changed
 
 
 def read(file: str) -> str:
@@ -88,19 +132,34 @@ def readme(sheet: str) -> str:
     return re.sub(r"^(?=## )", lambda _: sheet, text, count=1, flags=re.M)
 
 
-def write(folder: Path, changed: dict, left_out=TEACHERS):
+def files_of(exercises, student: str = "") -> dict:
+    """{file: text} where a handout of these exercises differs from the project; None for no such file."""
+    changed = removed(exercises)
+    changed["README.md"] = readme(assignment(exercises, student))
+    changed["answers.md"] = answer_sheet(exercises, student)
+    changed["pytest.ini"] = PYTEST_INI
+    changed["check_submission.py"] = read("tests/course/check_submission.py")
+    changed |= {f"tests/course/{name}": None for name in TEACHERS}
+    changed |= {e.tests: None for e in EXERCISES if e not in exercises}
+    return changed
+
+
+def write(folder: Path, changed: dict):
     """Copy the project into an empty folder, with {file: text} in place of what those files hold."""
     names = ("README.md", "requirements.txt", ".gitignore", ".ruff.toml", "tests/README.md")
     files = [PROJECT / name for name in names]
-    files += [*PROJECT.glob("*.py"), *PROJECT.glob("tests/*.py")]
+    files += [*PROJECT.glob("*.py"), *PROJECT.glob("tests/*.py"), *PROJECT.glob("tests/course/*.py")]
     files += [path for path in PROJECT.glob("tests/lab/**/*.*") if path.is_file() and path.suffix != ".pyc"]
-    files += [path for path in PROJECT.glob("tests/course/*.py") if path.name not in left_out]
     for path in files:
-        target = folder / path.relative_to(PROJECT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        name = path.relative_to(PROJECT).as_posix()
+        if name not in changed:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
     for file, text in changed.items():
-        (folder / file).write_bytes(text.encode())
+        if text is not None:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(text.encode())
 
 
 # ---- proof ----
