@@ -30,6 +30,7 @@ def make_parser():
     parser = train.make_parser(__doc__.splitlines()[0], sources)
     parser.set_defaults(out="runs/distill")
     add = parser.add_argument
+    add("--teacher", default="", help="checkpoint folder of the model to learn from, and to choose masks by")
     add("--kd-alpha", type=float, default=0.5, help="weight of the teacher in the loss; 0: train.py's loss")
     add("--kd-temperature", type=float, default=2.0, help="softens both distributions; 1: as they are")
     add("--student-init", default="scratch", choices=["scratch", "layers", "embeddings"], help="what to copy")
@@ -40,6 +41,9 @@ def check(o):
     """Raise ValueError for options that cannot work together; --vocab is the teacher's unless given."""
     if not o.teacher:
         raise ValueError("distillation needs --teacher FOLDER")
+    train.refuse_longer_rows(o.teacher, o.seq_len)
+    if o.masking == "teacher" and o.reading == "memory":
+        raise ValueError("--masking teacher has no --reading memory: a frozen model need not be remembered")
     if not 0 <= o.kd_alpha <= 1 or not o.kd_temperature > 0:
         raise ValueError("--kd-alpha must be from 0 to 1, --kd-temperature above 0")
     if o.from_ and o.student_init != "scratch":
@@ -131,50 +135,89 @@ class Distillation(train.Pretraining):
 
     def __init__(self, o):
         check(o)
-        super().__init__(o)
-        self.table = None
-        if o.masking in ("teacher", "reducible"):
-            self.table = self.teacher_entropies()
+        super().__init__(o)  # hardware, text, and a student with train.py's own start
+
+        # The teacher is frozen, and the student may start from it: in place, so that the optimiser sees it.
+        self.teacher = self.read_model(o.teacher).requires_grad_(False).to(self.device)
+        if o.student_init != "scratch":
+            init_student(self.model, self.teacher, o.student_init)
+        if o.compile:
+            train.compile_parts(self.teacher)
+
+        # What it scores in the exam stands beside the student's in the log.
         with self.autocast():
             loss, accuracy = train.examine(self.teacher, self.exam)
-        self.extra_columns = {"teacher_loss": loss, "teacher_accuracy": accuracy}
-        if self.rank == 0:
-            size = sum(p.numel() for p in self.teacher.parameters())
-            print(
-                f"teacher {o.teacher}: {size:,} parameters, held-out loss {loss:.3f}, accuracy {accuracy:.3f}"
-            )
-            kl = f"{o.kd_alpha:g} x {o.kd_temperature:g}^2 KL(teacher || student)"
-            print(f"loss    {1 - o.kd_alpha:g} CE + {kl}; student starts from {o.from_ or o.student_init}")
+        self.refuse_nan(torch.tensor(loss))
+        self.of_teacher = {"teacher_loss": loss, "teacher_accuracy": accuracy}
+        if o.kd_alpha > 0:
+            self.judged = "cross_entropy"  # the KL to a teacher that is sure of itself has no bound
 
-    def make_model(self) -> bert.BertForMaskedLM:
-        """The student at the start."""
-        student = super().make_model()
-        if self.o.student_init != "scratch":
-            init_student(student, self.teacher, self.o.student_init)
-        return student
+        # Its entropies, where masks are chosen by them: from a table, or read in every step.
+        self.table = self.find_table() if o.masking in ("teacher", "reducible") else None
 
-    def teacher_entropies(self) -> np.ndarray:
+    def refuse_nan(self, values):
+        """Raise ValueError where what the teacher says is not finite."""
+        if not values.isfinite().all():
+            raise ValueError(f"{self.o.teacher} gives predictions that are not finite: try --dtype float32")
+
+    def more_columns(self) -> dict:
+        """The teacher's figures, the same in each line of the log."""
+        return self.of_teacher
+
+    def more_lines(self) -> list[str]:
+        """What the summary says of the teacher."""
+        o = self.o
+        size = sum(p.numel() for p in self.teacher.parameters())
+        loss, accuracy = self.of_teacher.values()
+        exam = f"held-out loss {loss:.3f}, accuracy {accuracy:.3f}"
+        lines = [f"teacher {o.teacher}: {size:,} parameters, {exam}"]
+        kl = f"{o.kd_alpha:g} x {o.kd_temperature:g}^2 KL(teacher || student)"
+        lines.append(f"loss    {1 - o.kd_alpha:g} CE + {kl}; student starts from {o.from_ or o.student_init}")
+        if o.masking in ("teacher", "reducible"):
+            how = "are read in every step" if self.table is None else "come from a table"
+            costs = f"masks are chosen in {self.readings():.1f} epochs, a table costs {self.passes()} passes"
+            lines.append(f"entropy the teacher's {how}: {costs}")
+        return lines
+
+    # -- the teacher's entropies --
+
+    def hidden_share(self) -> float:
+        """How much of a row is hidden at a time, where the teacher reads blanks everywhere."""
+        o = self.o
+        if o.masking == "reducible" and o.reading == "blank":
+            return o.mask_ratio * o.candidates  # as much as is hidden when the student is read
+        return o.mask_ratio
+
+    def passes(self) -> int:
+        """What a table costs: the teacher's forward passes over the text."""
+        return 1 if self.o.reading == "visible" else math.ceil(1 / self.hidden_share())
+
+    def readings(self) -> float:
+        """How often the text is read by steps that choose masks by entropy, which costs a pass each time."""
+        return (self.o.steps - self.random_steps) * self.o.batch_size / self.row_count
+
+    def find_table(self) -> np.ndarray | None:
         """The teacher's entropy at every token of the training text: float16 [rows, seq_len], nats, on disk.
 
         The teacher is frozen: one computation serves every epoch, and every run with this teacher and text.
+        None where the steps' own readings cost less; --reading memory needs the entropy of every token.
         """
         o = self.o
-        self.hidden_share = o.mask_ratio
-        if o.masking == "reducible" and o.reading == "blank":
-            self.hidden_share *= o.candidates  # as much as is hidden when the student is read
-        passes = 1 if o.reading == "visible" else math.ceil(1 / self.hidden_share)
-        facts = f"{self.text_key} {self.row_count} {o.seq_len} {o.reading} {passes} {self.dtype}"
+        if o.reading != "memory" and self.readings() <= self.passes():
+            return None
+        facts = f"{self.text_key} {self.row_count} {o.seq_len} {o.reading} {self.passes()} {self.dtype}"
         key = hashlib.sha256(facts.encode())
         for tensor in self.teacher.state_dict().values():
             key.update(tensor.cpu().numpy())
         path = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.npy"
         if self.rank == 0 and not path.exists():
-            print(f"entropies of the teacher: {passes} passes over the text, kept in {path}", flush=True)
-            bert.atomic_write(path, self.write_entropies)
+            cost = f"{self.passes()} passes over the text"
+            print(f"entropies of the teacher: {cost}, kept in {path}", flush=True)
+            bert.atomic_write(path, self.write_table)
         self.sum_over_processes(torch.zeros(1, device=self.device))  # the others wait
         return np.load(path, mmap_mode="r")
 
-    def write_entropies(self, file):
+    def write_table(self, file):
         """Compute the table, 64 rows at a time, and write it as a .npy file. Raises ValueError for NaN."""
         o = self.o
         header = {"descr": "<f2", "fortran_order": False, "shape": (self.row_count, o.seq_len)}
@@ -188,19 +231,24 @@ class Distillation(train.Pretraining):
                 if o.reading == "visible":
                     entropy = masking.visible_entropy(self.teacher, ids)
                 else:
-                    eligible = self.eligible(ids)
-                    share = self.hidden_share
-                    entropy = blank_entropy_everywhere(self.teacher, ids, eligible, share, self.mask, rng)
-            if not entropy.isfinite().all():
-                raise ValueError(f"{o.teacher} gives predictions that are not finite: try --dtype float32")
+                    share = self.hidden_share()
+                    where = self.maskable(ids)
+                    entropy = blank_entropy_everywhere(self.teacher, ids, where, share, self.mask, rng)
+            self.refuse_nan(entropy)
             file.write(entropy.half().cpu().numpy().tobytes())
 
+    # -- a step --
+
     def entropies(self, ids, index, candidates) -> torch.Tensor:
-        """As in train.py, but the teacher's come from its table; reducible: max(0, H_student - H_teacher)."""
-        if self.table is None:
+        """As in train.py, or the teacher's, or of both: reducible, max(0, H_student - H_teacher)."""
+        o = self.o
+        if o.masking == "self":
             return super().entropies(ids, index, candidates)
-        known = self.send(self.table[index]).float()
-        if self.o.masking == "teacher":
+        if self.table is None:
+            known = self.read(self.teacher, ids, candidates)
+        else:
+            known = self.send(self.table[index]).float()
+        if o.masking == "teacher":
             return known
         return (super().entropies(ids, index, candidates) - known).clamp_min(0)
 
@@ -212,8 +260,8 @@ class Distillation(train.Pretraining):
             return super().loss(ids, places, labels)
         with self.autocast():
             with torch.no_grad():
-                wanted = self.teacher(ids, positions=places)
-            logits = self.model(ids, positions=places)
+                wanted = self.teacher(ids, places=places)
+            logits = self.model(ids, places=places)
         cross_entropy, right, entropy = train.MaskedLoss.apply(logits, labels)
         kl = kd_loss(logits, wanted, labels, temperature)
         loss = (1 - alpha) * cross_entropy + alpha * kl

@@ -12,7 +12,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # GNU's OpenMP
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
 
 import argparse
+import csv
 import hashlib
+import inspect
 import io
 import math
 import re
@@ -21,7 +23,6 @@ import sys
 import time
 import urllib.request
 import zipfile
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ FOLDERS = {"AX": "diagnostic"}  # else the task's name
 ARMS = ("pretrained", "from scratch")
 UNLABELLED = ("test", "diagnostic")  # the names of files without labels begin so
 ANSWERS = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm", "diagnostic": "AX"}  # else the task
+SUBMISSION = ("CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm", "QNLI", "RTE", "WNLI", "AX")
 NO_AVERAGE = ("WNLI", "AX")  # WNLI's dev set contradicts its training set; AX is scored by gluebenchmark.com
 
 # ---- metrics: functions of (labels, predictions), both [N] ----
@@ -118,17 +120,15 @@ def spearmanr(labels, predictions) -> float:
 
 @dataclass(frozen=True)
 class Task:
-    """How a task's files look and how it is scored. Columns count from 0, and -1 is the last."""
+    """How a task's files look and how it is scored."""
 
-    archive: str  # name at GLUE_URL
+    archive: str  # name at GLUE_URL; none: a task of your own
     metrics: tuple  # functions above
     labels: tuple  # as the files write them, in the order of the classes; none: a score from 0 to 5
-    text: tuple  # columns of the sentence or of both
-    label: int  # its column
-    test_text: tuple  # columns of the sentences in files without labels
-    rows: tuple  # official number of rows of each file
+    text: tuple  # names of the columns of the sentence, or of both
+    rows: tuple = ()  # official number of rows of each file
     files: tuple = ("train", "dev", "test")  # .tsv
-    header: bool = True  # do train and dev begin with column names? Files without labels always do
+    headless: tuple = ()  # names of the columns, where train and dev begin with a row instead of names
 
 
 ACC = (accuracy,)
@@ -138,83 +138,122 @@ BINARY = ("0", "1")
 TWO_WAY = ("entailment", "not_entailment")
 THREE_WAY = ("entailment", "neutral", "contradiction")
 SCORE_PATTERN = re.compile(r"[0-4](\.\d+)?|5(\.0+)?")
+PAIR = ("sentence1", "sentence2")
+COLA = ("source", "label", "star", "sentence")
 MNLI_FILES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 MNLI_ROWS = (392702, 9815, 9832, 9796, 9847)
 TASKS = {
-    "CoLA": Task("CoLA.zip", MATTHEWS, BINARY, (3,), 1, (1,), (8551, 1043, 1063), header=False),
-    "SST-2": Task("SST-2.zip", ACC, BINARY, (0,), 1, (1,), (67349, 872, 1821)),
-    "MRPC": Task("mrpc_dev_ids.tsv", ACC_F1, BINARY, (3, 4), 0, (3, 4), (3668, 408, 1725)),
-    "STS-B": Task("STS-B.zip", (pearsonr, spearmanr), (), (7, 8), 9, (7, 8), (5749, 1500, 1379)),
-    "QQP": Task("QQP-clean.zip", ACC_F1, BINARY, (3, 4), 5, (1, 2), (363846, 40430, 390965)),
-    "MNLI": Task("MNLI.zip", ACC, THREE_WAY, (8, 9), -1, (8, 9), MNLI_ROWS, MNLI_FILES),
-    "QNLI": Task("QNLIv2.zip", ACC, TWO_WAY, (1, 2), 3, (1, 2), (104743, 5463, 5463)),
-    "RTE": Task("RTE.zip", ACC, TWO_WAY, (1, 2), 3, (1, 2), (2490, 277, 3000)),
-    "WNLI": Task("WNLI.zip", ACC, BINARY, (1, 2), 3, (1, 2), (635, 71, 146)),
+    "CoLA": Task("CoLA.zip", MATTHEWS, BINARY, ("sentence",), (8551, 1043, 1063), headless=COLA),
+    "SST-2": Task("SST-2.zip", ACC, BINARY, ("sentence",), (67349, 872, 1821)),
+    "MRPC": Task("mrpc_dev_ids.tsv", ACC_F1, BINARY, PAIR, (3668, 408, 1725)),
+    "STS-B": Task("STS-B.zip", (pearsonr, spearmanr), (), PAIR, (5749, 1500, 1379)),
+    "QQP": Task("QQP-clean.zip", ACC_F1, BINARY, ("question1", "question2"), (363846, 40430, 390965)),
+    "MNLI": Task("MNLI.zip", ACC, THREE_WAY, PAIR, MNLI_ROWS, MNLI_FILES),
+    "QNLI": Task("QNLIv2.zip", ACC, TWO_WAY, ("question", "sentence"), (104743, 5463, 5463)),
+    "RTE": Task("RTE.zip", ACC, TWO_WAY, PAIR, (2490, 277, 3000)),
+    "WNLI": Task("WNLI.zip", ACC, BINARY, PAIR, (635, 71, 146)),
     # answered by MNLI's model; it has neither a training set nor labels
-    "AX": Task("AX.tsv", MATTHEWS, THREE_WAY, (), 0, (1, 2), (1104,), ("diagnostic",)),
+    "AX": Task("AX.tsv", MATTHEWS, THREE_WAY, PAIR, (1104,), ("diagnostic",)),
 }
+# What files of other layouts call a column, and its name here. `datasets` writes some of the names here, and
+# beside its column "idx" the number of a class in place of its name.
+COLUMNS = {"#1 String": "sentence1", "#2 String": "sentence2", "premise": "sentence1"}
+COLUMNS |= {"hypothesis": "sentence2", "Quality": "label", "score": "label"}
+COLUMNS |= {"is_duplicate": "label", "gold_label": "label"}
+QUOTED_CELL = re.compile(r'(?:\A|(?<=[\t\n]))"(?:[^"]|"")*"(?=[\t\r\n]|\Z)')
+
+
+def split_cells(text: str, task: Task) -> list:
+    """The cells of every line of a TSV file. Quotes are text: GLUE's sentences hold single ones.
+
+    Other files, where every quote is that of a CSV writer, which doubles those inside a cell, are undone.
+    """
+    quoted = text.startswith('"')
+    by_writer = not task.archive or quoted or "idx" in text.partition("\n")[0].split("\t")
+    if by_writer and (quoted or '""' in text) and '"' not in QUOTED_CELL.sub("", text):
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))
+    return [line.rstrip("\r").split("\t") for line in text.split("\n")]  # sentences hold other line breaks
 
 
 def read_split(path: Path, task: Task):
     """(N tuples of sentences, their labels [N]: classes int64, scores float32, or None) of a TSV file.
 
-    Quotes are text, for sentences hold single ones. A row with more or fewer columns than the first is left
-    out, unless the file is UNLABELLED: there every row needs an answer. Raises ValueError with file and line.
+    The names in its first line say which column is which, so that official files, those that `datasets`
+    exports and MultiNLI's own are read alike. A row with more or fewer columns than the first is left out,
+    except in UNLABELLED files, where every row needs an answer. Raises ValueError with file and line.
     """
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")  # sentences hold other line breaks
+        rows = split_cells(path.read_bytes().decode("utf-8-sig"), task)
     except UnicodeDecodeError as error:
         number = 1 + error.object.count(b"\n", 0, error.start)
         raise ValueError(f"{path}, line {number}: not UTF-8; get the file again or convert it") from None
-    rows = [line.rstrip("\r").split("\t") for line in lines]
-    width = len(rows[0])
-    unlabelled = path.stem.startswith(UNLABELLED)
-    columns = task.test_text if unlabelled else task.text
-    if width <= max(*columns, 0 if unlabelled else task.label):
-        raise ValueError(f"{path} is no file of GLUE: it begins {lines[0][:40]!r}; get it again")
 
-    filled = [(number, cells) for number, cells in enumerate(rows, 1) if any(cells)]
-    filled = filled[1:] if unlabelled or task.header else filled
-    kept = [(number, cells) for number, cells in filled if unlabelled or len(cells) == width]
+    # which column is which
+    unlabelled = path.stem.startswith(UNLABELLED)
+    wanted = task.text if unlabelled else (*task.text, "label")
+    names = [COLUMNS.get(name, name) for name in rows[0]]
+    if "label" not in names and len(names) == len(task.headless) and not unlabelled:
+        names = task.headless
+        rows = [names, *rows]
+    if not set(wanted) <= set(names):
+        begins = "\t".join(rows[0])[:60]
+        needs = f"whose first line names the columns {', '.join(wanted)}, with tabs between them"
+        raise ValueError(f"{path} begins {begins!r} and is no file of GLUE or `datasets`, {needs}")
+
+    # which rows count; where MultiNLI's annotators disagreed, its gold label is "-"
+    columns = [names.index(name) for name in wanted]
+    numbered = [(number, cells) for number, cells in enumerate(rows, 1) if any(cells)][1:]
+    kept = [(number, cells) for number, cells in numbered if unlabelled or len(cells) == len(names)]
+    if "gold_label" in rows[0] and not unlabelled:
+        kept = [(number, cells) for number, cells in kept if cells[columns[-1]] != "-"]
+    if len(kept) < len(numbered):
+        odd = "with too many or too few columns, or without a gold label,"
+        print(f"{path}: {len(numbered) - len(kept):,} rows {odd} are skipped")
     if not kept:
         raise ValueError(f"{path} holds no rows; get the file again")
-    if len(kept) < len(filled):
-        print(f"{path}: {len(filled) - len(kept):,} rows with too many or too few columns are skipped")
-    texts = [tuple((cells + [""] * width)[column] for column in columns) for _, cells in kept]
+    texts = [tuple((cells + [""] * len(names))[i] for i in columns[: len(task.text)]) for _, cells in kept]
     if unlabelled:
         return texts, None
 
+    # which class is meant
+    classes = {label: i for i, label in enumerate(task.labels)}
+    if "idx" in names and task.archive:
+        classes |= {str(i): i for i in range(len(task.labels))}
     labels = []
     for number, cells in kept:
-        label = cells[task.label]
-        if not (label in task.labels if task.labels else SCORE_PATTERN.fullmatch(label)):
-            wanted = " or ".join(task.labels) or "a number from 0 to 5"
-            raise ValueError(f"{path}, line {number}: label {label!r} is not {wanted}; fix the file")
-        labels.append(task.labels.index(label) if task.labels else float(label))
+        label = cells[columns[-1]]
+        if not (label in classes if task.labels else SCORE_PATTERN.fullmatch(label)):
+            expected = " or ".join(task.labels) or "a number from 0 to 5"
+            raise ValueError(f"{path}, line {number}: label {label!r} is not {expected}")
+        labels.append(classes[label] if task.labels else float(label))
     return texts, np.array(labels, np.int64 if task.labels else np.float32)
 
 
 def load_task(name: str, data_dir, with_test: bool = True):
     """({"train": (texts, labels), "dev": ...} of the files that are there, sentences on what is odd)."""
     splits, notes = {}, []
-    for stem, official in zip(TASKS[name].files, TASKS[name].rows, strict=True):
+    official = dict(zip(TASKS[name].files, TASKS[name].rows, strict=False))  # your own tasks have no numbers
+    for stem in TASKS[name].files:
         path = Path(data_dir, FOLDERS.get(name, name), f"{stem}.tsv")
+        theirs = path.with_stem(stem.replace("dev", "validation"))  # as `datasets` calls it
         if stem.startswith("test") and not with_test:
             continue
-        if not path.is_file():
+        if not path.is_file() and not theirs.is_file():
             notes.append(f"{name} {stem}: no {path}")
             continue
+        path = path if path.is_file() else theirs
         splits[stem] = read_split(path, TASKS[name])
         n = len(splits[stem][0])
-        if n != official:
-            notes.append(f"{name} {stem}: {n:,} of {official:,} rows: not comparable with published scores")
+        if n != official.get(stem, n):
+            missing = f"{n:,} of {official[stem]:,} rows"
+            notes.append(f"{name} {stem}: {missing}: not comparable with published scores")
     return splits, notes
 
 
 def download(names, data_dir):
     """Fetch the tasks that are not complete in data_dir. Raises OSError at the end if some failed."""
     failed = []
-    for name in names:
+    for name in [name for name in names if TASKS[name].archive]:
         with suppress(ValueError):  # a damaged file is fetched again
             if not load_task(name, data_dir)[1]:
                 print(f"{name}: complete, kept")
@@ -400,17 +439,34 @@ def write_submission(path: Path, labels, guess: np.ndarray):
 # ---- the run ----
 
 
+# What decides a score besides the settings; an edit anywhere here makes the finished results old.
+CODE = (as_pair, ratio, accuracy, f1_score, matthews_corrcoef, pearsonr, spearmanr, encode, length_batches)
+CODE += (forward, build_model, update, finetune, predict, score, learning_rate, make_optimizer)
+CODE += (sys.modules[BertConfig.__module__],)
+SOURCE = "".join(map(inspect.getsource, CODE))
+
+
+def fingerprint(*parts) -> str:
+    """What tells the content of some values from any other: 16 hexadecimal digits."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def tie(split, path: Path) -> str:
+    """What ties a file of answers to the rows that it answers; nothing if there is no file."""
+    return fingerprint(split, path.read_bytes()) if path.is_file() else ""
+
+
 def open_record(o) -> dict:
     """What --out's glue.json holds, or an empty record. Raises ValueError if it has other settings."""
-    digest = hashlib.sha256()  # of the checkpoint: another one may get the same name
-    for pattern in ("config.json", "tokenizer*.json", "vocab.txt", "*.safetensors", "*.bin"):
-        for path in sorted(Path(o.model).glob(pattern)):
-            digest.update(path.read_bytes())
+    files = []  # of the checkpoint: another one may get the same name
+    for pattern in ("config.json", "*token*.json", "vocab.txt", "*.safetensors*", "*.bin*"):
+        files += [path for path in sorted(Path(o.model).glob(pattern)) if path.is_file()]
+    content = [(path.name, hashlib.sha256(path.read_bytes()).digest()) for path in files]
     names = ("epochs", "lr", "batch_size", "max_length", "max_train", "freeze")
-    settings = {name: getattr(o, name) for name in names}
-    settings |= {"dtype": str(o.dtype).removeprefix("torch."), "checkpoint": digest.hexdigest()[:16]}
+    settings = {name: getattr(o, name) for name in names} | {"dtype": str(o.dtype).removeprefix("torch.")}
+    settings |= {"checkpoint": fingerprint(content), "code": fingerprint(SOURCE)}
     record = {"model": o.model, "device": str(o.device), "torch": torch.__version__, "settings": settings}
-    record |= {"notes": {}, "data": {}, "majority": {}, "results": {}}
+    record |= {"notes": {}, "data": {}, "majority": {}, "results": {}, "answers": {}}
 
     path = o.out / "glue.json"
     if path.exists():
@@ -435,18 +491,34 @@ def evaluate(o):
     tokenizer.enable_truncation(o.max_length)  # the longer sentence of a pair loses tokens first
     print(f"{o.model}: {config.num_hidden_layers} layers x {config.hidden_size}, {o.device}, {o.dtype}")
 
-    (o.answers if o.predict else o.out).mkdir(parents=True, exist_ok=True)
     record = open_record(o)
-    for name in TASKS:
-        if name in o.tasks and name != "AX":  # AX is answered with MNLI
-            evaluate_task(name, o, tokenizer, record)
+    trained = getattr(config, "trained_length", None)
+    if trained and trained < o.max_length:
+        new = f"was trained on rows of {trained} tokens: the places beyond are new to it"
+        record["notes"]["length"] = [f"{o.model} {new}; --max-length {trained} cuts there"]
+        print(*record["notes"]["length"])
+    tasks = [name for name in TASKS if name in o.tasks and name != "AX"]  # AX is answered with MNLI
+    skipped = [name for name in tasks if not evaluate_task(name, o, tokenizer, record)]
+    files = f"train.tsv and dev.tsv in {o.data_dir}/TASK"
     if not record["results"]:
-        raise ValueError(f"{o.data_dir} has train and dev files of no task asked for; try --download")
+        raise ValueError(f"no task asked for has its {files}; --download fetches those of GLUE")
+    record["notes"]["skipped"] = [f"skipped, without {files}: {', '.join(skipped)}"] if skipped else []
     print(f"\n{results_table(record)}\n\nwritten: {o.out / 'glue.json'}")
     if o.predict:
-        wanted = {f"{name}.tsv" for name in (*TASKS, "MNLI-m", "MNLI-mm") if name != "MNLI"}
-        missing = " ".join(sorted(wanted - {path.name for path in o.answers.iterdir()}))
-        print("written:", shutil.make_archive(str(o.answers), "zip", o.answers))
+        pack_submission(o, record)
+
+
+def pack_submission(o, record: dict):
+    """One zip of the answers to GLUE's test files, of which gluebenchmark.com wants all."""
+    names = [f"{name}.tsv" for name in SUBMISSION]
+    there = [name for name in names if (o.answers / name).is_file()]
+    there = [name for name in there if f"{o.answers.name}/{name}" in record["answers"]]
+    missing = " ".join(name for name in names if name not in there)
+    if there:
+        with zipfile.ZipFile(f"{o.answers}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in there:
+                archive.write(o.answers / name, name)
+        print(f"written: {o.answers}.zip")
         print(f"It still lacks {missing}" if missing else "It is complete")
 
 
@@ -455,7 +527,6 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
 
     The record gets what the table says beside the scores: notes, and the score of the commonest answer.
     """
-    folder = Path(o.data_dir, name)
     splits, notes = load_task(name, o.data_dir, o.predict)
     if name == "MNLI" and "AX" in o.tasks and o.predict:
         diagnostic, more = load_task("AX", o.data_dir)
@@ -463,14 +534,12 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
         notes += more
     labels = {stem: y for stem, (_, y) in splits.items() if y is not None}
     if "train" not in labels or len(labels) < 2:
-        record["notes"][name] = [f"{name}: skipped, no train and dev file in {folder}"]
-        print(record["notes"][name][0])
         return {}
 
-    # scores on other files of the same name must not be mixed into one table
-    files = {stem: zlib.crc32((folder / f"{stem}.tsv").read_bytes()) for stem in labels}
-    if record["data"].setdefault(name, files) != files:
-        raise ValueError(f"the files of {name} are not those {o.out} was made with; choose another --out")
+    # scores on other rows must not be mixed into one table
+    content = {stem: fingerprint(splits[stem][0], y.tolist()) for stem, y in labels.items()}
+    if record["data"].setdefault(name, content) != content:
+        raise ValueError(f"the rows of {name} are not those {o.out} was made with; choose another --out")
 
     # --max-train draws, since files may be sorted; every seed gets the same rows
     texts, y = splits["train"]
@@ -480,12 +549,14 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
         splits["train"] = (texts, y[kept])
 
     # what is odd is said now, and again below the table
-    some = encode(tokenizer, texts[:: 1 + len(texts) // 1000])
-    unknown = np.mean(np.hstack([ids for ids, _ in some]) == tokenizer.token_to_id("[UNK]"))
+    some = [tokenizer.encode(*text) for text in texts[:: 1 + len(texts) // 1000]]
+    unknown = np.mean(np.hstack([encoding.ids for encoding in some]) == tokenizer.token_to_id("[UNK]"))
+    cut = np.mean([bool(encoding.overflowing) for encoding in some])
     if unknown > 0.02:
         notes.append(f"{name}: {unknown:.1%} of its tokens are [UNK]; use a checkpoint whose vocabulary fits")
     record["notes"][name] = notes
-    print(f"{name}: {len(texts):,} training rows, {unknown:.1%} [UNK]", *notes, sep="\n")
+    read = f"{len(texts):,} training rows, {cut:.1%} cut at {o.max_length} tokens, {unknown:.1%} [UNK]"
+    print(f"{name}: {read}", *notes, sep="\n")
 
     # the floor: the commonest answer for every row
     del labels["train"]
@@ -494,19 +565,25 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
     return splits
 
 
-def evaluate_task(name: str, o, tokenizer, record: dict):
-    """Every seed of one task; each is in glue.json as soon as it is finished."""
+def evaluate_task(name: str, o, tokenizer, record: dict) -> bool:
+    """Every seed of one task; each is in glue.json as soon as it is finished. False without the files."""
     splits = prepare(name, o, tokenizer, record)
+    if not splits:
+        return False
     dev = {stem: y for stem, (_, y) in splits.items() if stem.startswith("dev")}
-    paths = {
-        stem: o.answers / f"{ANSWERS.get(stem, name)}.tsv" for stem, (_, y) in splits.items() if y is None
-    }
-    arms = ARMS if o.from_scratch else ARMS[:1]
+    unlabelled = [stem for stem, (_, y) in splits.items() if y is None]
+    files = {stem: f"{o.answers.name}/{ANSWERS.get(stem, name)}.tsv" for stem in unlabelled}
+    (o.answers if o.predict else o.out).mkdir(parents=True, exist_ok=True)
+
     rows = {}  # tokenised only where something is left to do
-    for seed, arm in [(seed, arm) for seed in o.seeds if splits for arm in arms]:
-        answers = paths if (seed, arm) == (o.seeds[0], ARMS[0]) else {}
+    arms = ARMS if o.from_scratch else ARMS[:1]
+    for seed, arm in [(seed, arm) for seed in o.seeds for arm in arms]:
+        wanted = files if (seed, arm) == (o.seeds[0], ARMS[0]) else {}
+        answered = [
+            record["answers"].get(file) == tie(splits[stem], o.out / file) for stem, file in wanted.items()
+        ]
         results = record["results"].setdefault(arm, {}).setdefault(name, {})
-        if str(seed) in results and all(path.exists() for path in answers.values()):
+        if str(seed) in results and all(answered):
             continue
 
         # fine-tune and predict
@@ -515,12 +592,13 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
         start = time.perf_counter()
         model = build_model(name, seed, arm, o, tokenizer.get_vocab_size())
         finetune(model, rows["train"], splits["train"][1], (seed, name), o, title)
-        guesses = {stem: predict(model, rows[stem], o) for stem in [*dev, *answers]}
+        guesses = {stem: predict(model, rows[stem], o) for stem in [*dev, *wanted]}
         seconds = round(time.perf_counter() - start, 1)
 
         # keep: answers before scores, since what is killed in between is not finished
-        for stem, path in answers.items():
-            write_submission(path, TASKS[name].labels, guesses[stem])
+        for stem, file in wanted.items():
+            write_submission(o.out / file, TASKS[name].labels, guesses[stem])
+            record["answers"][file] = tie(splits[stem], o.out / file)
         scores = score(TASKS[name].metrics, dev, guesses)
         one_answer = any(len(set(guesses[stem])) == 1 for stem in dev)
         facts = {"one_answer": one_answer, "train_rows": len(rows["train"]), "seconds": seconds}
@@ -528,6 +606,7 @@ def evaluate_task(name: str, o, tokenizer, record: dict):
         write_json(o.out / "glue.json", record)
         values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in scores.items())
         print(f"{title}: {values} ({seconds} s)", "!" if one_answer else "")
+    return True
 
 
 # ---- the table, the command line ----
@@ -580,11 +659,20 @@ def results_table(record) -> str:
     seeds = sorted({seed for arm in arms for runs in results[arm].values() for seed in runs}, key=int)
     caption = f"GLUE dev sets, percent, mean (standard deviation) over seeds {' '.join(seeds)}, last epoch"
     for name, value in record["settings"].items():
-        if value and name != "checkpoint":
+        if value and name not in ("checkpoint", "code"):
             caption += f", {name} {value}"
     legend = "!: a run gave one answer for every row, so it learnt nothing"
     notes = [f"the average is without {' and '.join(NO_AVERAGE)}", legend, *sum(record["notes"].values(), [])]
     return "\n".join([markdown(table), "", caption, *(f"- {note}" for note in notes)])
+
+
+def task_name(text: str) -> str:
+    """The task of this name, however its letters and hyphens are written: sst2 is SST-2."""
+    names = {re.sub(r"\W", "", name.lower()): name for name in TASKS}
+    try:
+        return names[re.sub(r"\W", "", text.lower())]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(TASKS)}") from None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -594,7 +682,7 @@ def make_parser() -> argparse.ArgumentParser:
     # what is judged, and on what
     add("--model", help="checkpoint folder: ours, or one saved by Hugging Face transformers")
     names = ", ".join(TASKS) + " (default: all that are found)"
-    add("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK", help=names)
+    add("--tasks", nargs="+", type=task_name, metavar="TASK", help=names)
     add("--data-dir", default="data/glue", help="GLUE in the official layout (default: %(default)s)")
     add("--download", action="store_true", help="first fetch the official files that --data-dir lacks")
     # fine-tuning
@@ -619,11 +707,14 @@ def main(argv=None):
     o = make_parser().parse_args(argv)
     keep_freed_ram()
     try:
-        if min(o.epochs, o.batch_size) < 1 or o.max_length < 8 or o.max_train < 0 or not o.lr >= 0:
+        if min(o.epochs, o.batch_size) < 1 or o.max_length < 8 or o.max_train < 0 or not 0 <= o.lr < math.inf:
             raise ValueError("--epochs and --batch-size start at 1, --max-length at 8, --lr and others at 0")
+        if o.model and o.tasks == ["AX"] and not o.predict:
+            raise ValueError("AX has no labels: it can only be answered, with --predict")
         if not (o.model or o.download):
             raise ValueError("nothing to do: give --model FOLDER or --download")
         o.lr = o.lr or (1e-3 if o.freeze else 1e-4)
+        o.tasks = o.tasks or list(TASKS)
         if "AX" in o.tasks and "MNLI" not in o.tasks:
             o.tasks.append("MNLI")  # whose model answers AX
         if o.download:

@@ -20,6 +20,7 @@ import math
 import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections import namedtuple
 from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
@@ -68,11 +69,11 @@ def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """One forward pass of input_ids [B, T]; the logits at places [B, c] alone: [B, c, V].
 
     Most of the work of a small model is its last layer, so only these places should reach it: this project's
-    models take `positions`; where a model names its last layer, as those of `transformers` do, a hook picks
+    models take `places`; where a model names its last layer, as those of `transformers` do, a hook picks
     what goes in. From any other model all logits are taken. Raises ValueError where there are none.
     """
-    if "positions" in signature(model.forward).parameters:
-        return model(input_ids, positions=places, **inputs)
+    if "places" in signature(model.forward).parameters:
+        return model(input_ids, places=places, **inputs)
 
     def pick(layer, args):
         if args and args[0].shape[:2] == input_ids.shape != places.shape:
@@ -190,7 +191,8 @@ def _budgets(eligible, mask_ratio, factor=1.0) -> torch.Tensor:
         count = count.cpu()  # Apple's GPUs have no float64, in which Python rounds
     n = count.double()
     k = (mask_ratio * n).round().clamp_min(1).minimum(n)
-    return (factor * k).round().minimum(n).long().to(eligible.device)
+    budget = (factor * k).round().minimum(n).long()
+    return budget.to("mps") if eligible.device.type == "mps" else budget
 
 
 def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
@@ -457,52 +459,86 @@ def mask_batch(
 
 COLOUR = "\033[30;48;5;{shade}m{text}\033[0m"  # of a terminal, from yellow to red
 HTML = '<b style="background:hsl(0 100% {light:.0f}%)">{text}</b>'  # from white to red
+PAGE = """\
+<!doctype html><html lang="en"><meta charset="utf-8"><title>How unsure is {model}?</title>
+<style>:root {{ color-scheme: light dark }} b {{ color: black; font-weight: normal }}</style><pre>{text}</pre>
+"""
+Sentence = namedtuple("Sentence", "tokens entropies guesses picks left_out")
 
 
-def read_sentence(model, tokenizer, text, reading, mask_ratio, generator):
-    """Of a text: its n tokens, their n entropies (nats; `blank`: each hidden alone), {rule: n bools}."""
-    tokenizer.enable_truncation(model.config.max_position_embeddings)
+def read_sentence(model, tokenizer, text, reading, mask_ratio, generator) -> Sentence:
+    """What a model thinks of a text: its n tokens, n entropies (nats), n best guesses, {rule: n bools}.
+
+    `blank` hides each token alone. The text is cut, and left_out tokens are not read, at the longest row of
+    the model's training where that is known: later positions never learned. Raises ValueError for no tokens.
+    """
+    longest = model.config.max_position_embeddings
+    tokenizer.no_truncation()
+    whole = len(tokenizer.encode(text))
+    tokenizer.enable_truncation(min(longest, getattr(model.config, "trained_length", None) or longest))
     encoding = tokenizer.encode(text)
     ids = torch.tensor([encoding.ids])
-    eligible = eligible_positions(ids, [tokenizer.token_to_id(t) for t in ("[CLS]", "[SEP]", "[PAD]")])
-    if reading == "visible":
-        entropy = visible_entropy(model, ids)
-    else:
-        alone = torch.eye(ids.shape[1], dtype=torch.bool)  # row i hides token i
-        mask_token_id = tokenizer.token_to_id("[MASK]")
-        entropy = blank_entropy(model, ids.expand_as(alone), alone, mask_token_id).diagonal()[None]
+    special = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]")]
+    places = eligible_positions(ids, special)[0].nonzero()  # [n, 1]
+    if len(places) == 0:
+        raise ValueError(f"the text {text!r} has no tokens: there is nothing to show")
 
-    tokens = [encoding.tokens[i] for i in eligible[0].nonzero()[:, 0]]
+    entropies = []
+    guesses = []
+    with evaluating(model):
+        for place in places:  # [1]
+            row = ids.clone()
+            if reading == "blank":
+                row[0, place] = tokenizer.token_to_id("[MASK]")
+            logits = logits_at(model, place[None], row)[0, 0]  # [V]
+            entropies.append(prediction_entropy(logits).item())
+            probability, best = logits.softmax(-1).max(-1)
+            guesses.append(f"{tokenizer.id_to_token(best.item())} {probability:.0%}")
+    if not all(map(math.isfinite, entropies)):
+        raise ValueError("the model's predictions are not finite, so its weights are damaged")
+
+    eligible = torch.ones(1, len(places), dtype=torch.bool)
+    entropy = torch.tensor([entropies])
     picks = {}
     for rule in RULES:
-        selected = select_positions(rule, eligible, mask_ratio, entropy, generator=generator)
-        picks[rule] = selected[eligible].tolist()
-    return tokens, entropy[eligible].tolist(), picks
+        picks[rule] = select_positions(rule, eligible, mask_ratio, entropy, generator=generator)[0].tolist()
+    tokens = [encoding.tokens[place] for place in places]
+    return Sentence(tokens, entropies, guesses, picks, whole - len(encoding))
 
 
-def picture(tokens, entropies, picks, style: str) -> str:
-    """A line per token: its entropy in nats and as a bar, and a square under each rule that hides it."""
-    highest = max([1e-9, *entropies])
-    decimals = 1 if highest >= 1 else 2  # a confident model needs the second one
-    lines = [f"{'token':<16}  nats {'':8} {' '.join(picks)}"]
-    for i, token in enumerate(tokens):
-        level = entropies[i] / highest
-        shown = style.format(text=f"{token:<16}", shade=228 - 6 * round(5 * level), light=100 - 40 * level)
-        bar = "█" * round(8 * level)
-        marks = [("■" if pick[i] else "·").center(len(rule)) for rule, pick in picks.items()]
-        lines.append(f"{shown} {entropies[i]:5.{decimals}f} {bar:<8} {' '.join(marks)}")
+def picture(sentences: list[Sentence], legend: str, style: str) -> str:
+    """A line per token: entropy in nats and as a bar, guess, a square under each rule that hides it."""
+    escape = html.escape if style == HTML else str
+    highest = max(1e-9, *(nats for sentence in sentences for nats in sentence.entropies))
+    lines = [escape(legend)]
+    for tokens, entropies, guesses, picks, left_out in sentences:
+        width = max(map(len, ["token", *tokens]))
+        wide = max(map(len, ["guess", *guesses]))
+        lines += ["", f"{'token':<{width}}  nats {'':8} {'guess':<{wide}} {' '.join(picks)}"]
+        for i, token in enumerate(tokens):
+            level = entropies[i] / highest
+            padded = escape(f"{token:<{width}}")
+            shown = style.format(text=padded, shade=228 - 6 * round(5 * level), light=100 - 40 * level)
+            guess = escape(f"{guesses[i]:<{wide}}")
+            marks = " ".join(("■" if pick[i] else "·").center(len(rule)) for rule, pick in picks.items())
+            lines.append(f"{shown} {entropies[i]:5.2f} {'█' * round(8 * level):<8} {guess} {marks}".rstrip())
+        if left_out:
+            lines.append(f"{left_out:,} more tokens are not read: they stand beyond the model's longest row")
+        if "[UNK]" in tokens:
+            lines.append("WARNING: [UNK] stands for pieces that the vocabulary lacks")
     return "\n".join(lines)
 
 
 def main(argv=None):
-    """Show how unsure a checkpoint is of each token of a text, and what each rule would mask."""
+    """Show how unsure a checkpoint is of each token of a text, its guess, and what each rule would mask."""
     from model import BertForMaskedLM, explain, load_tokenizer  # the rest of this file needs no model.py
 
     parser = ArgumentParser(description=main.__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--model", required=True, metavar="FOLDER", help="checkpoint folder, ours or Hugging Face's")
-    add("--text", required=True, help="what to read; cut to the model's longest row")
-    add("--reading", default="blank", choices=["blank", "visible"], help="tokens hidden, or seen")
+    add("--text", action="append", default=[], help="what to read; may be given several times")
+    add("--file", default="", help="text file to read line by line")
+    add("--reading", default="blank", choices=["blank", "visible"], help="each token hidden alone, or seen")
     add("--mask-ratio", default=0.15, type=float, help="share of the tokens each rule masks")
     add("--seed", default=0, type=int, help="of the rules that draw")
     add("--html", default="", metavar="FILE", help="write a page as well")
@@ -510,21 +546,27 @@ def main(argv=None):
     with suppress(AttributeError):
         sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
     try:
+        lines = Path(o.file).read_text(encoding="utf-8").splitlines() if o.file else []
+        texts = o.text + [line for line in lines if line.strip()]
+        if not texts:
+            raise ValueError("there is nothing to read: give --text, or a --file with lines")
         tokenizer = load_tokenizer(o.model)
-        model = BertForMaskedLM.from_pretrained(o.model, vocab_size=tokenizer.get_vocab_size())
+        size = tokenizer.get_vocab_size()
+        model = BertForMaskedLM.from_pretrained(o.model, vocab_size=size)
         rng = torch.Generator().manual_seed(o.seed)
-        tokens, entropies, picks = read_sentence(model, tokenizer, o.text, o.reading, o.mask_ratio, rng)
-        if not all(map(math.isfinite, entropies)):
-            raise ValueError(f"{o.model}: predictions are not finite, so its weights are damaged")
-        title = f"{o.reading} entropy per token; at most {math.log(tokenizer.get_vocab_size()):.1f} nats"
-        print(title)
+        sentences = [read_sentence(model, tokenizer, t, o.reading, o.mask_ratio, rng) for t in texts]
+
+        hidden = "each token hidden alone" if o.reading == "blank" else "no token hidden"
+        legend = f"""\
+{o.model}, {o.reading} reading: {hidden}
+token   the redder, the less sure of it is the model
+nats    how unsure: entropy, from 0 to {math.log(size):.2f}
+guess   its best word here, with its probability
+■       a rule would mask this token ({o.mask_ratio:.0%} of all)"""
         coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        print(picture(tokens, entropies, picks, COLOUR if coloured else "{text}"))
-        if tokens.count("[UNK]") > 0.02 * len(tokens):
-            print("WARNING: [UNK] stands for pieces that the vocabulary lacks")
+        print(picture(sentences, legend, COLOUR if coloured else "{text}"))
         if o.html:
-            rows = picture([html.escape(f"{token:<16}") for token in tokens], entropies, picks, HTML)
-            page = f'<!doctype html><meta charset="utf-8"><title>{title}</title><pre>{title}\n\n{rows}</pre>'
+            page = PAGE.format(model=html.escape(o.model), text=picture(sentences, legend, HTML))
             Path(o.html).write_text(page, encoding="utf-8")
             print(f"written to {o.html}")
     except Exception as error:

@@ -54,12 +54,13 @@ class BertConfig:
     initializer_range: float = 0.02  # standard deviation of the normal initialisation
     layer_norm_eps: float = 1e-12
     num_labels: int = 2  # outputs of the classifier
-    fast_attention: bool = True  # F.scaled_dot_product_attention where it is faster, or the equation by hand
 
     def __post_init__(self):
-        if self.hidden_size % (2 * self.num_attention_heads) or self.hidden_act not in ACTIVATIONS:
-            what = f"{self.hidden_size} with {self.num_attention_heads} heads and {self.hidden_act!r}"
-            raise ValueError(f"hidden_size {what} cannot be built; known are {', '.join(ACTIVATIONS)}")
+        if self.hidden_size % self.num_attention_heads:
+            heads = self.num_attention_heads
+            raise ValueError(f"hidden_size {self.hidden_size} cannot be divided among {heads} heads")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
 
     @classmethod
     def preset(cls, size: str, **changes) -> "BertConfig":
@@ -105,7 +106,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        size, self.heads, self.fast = config.hidden_size, config.num_attention_heads, config.fast_attention
+        size, self.heads = config.hidden_size, config.num_attention_heads
         self.query, self.key, self.value = (nn.Linear(size, size) for _ in range(3))
         self.dropout = config.attention_probs_dropout_prob
 
@@ -113,11 +114,11 @@ class SelfAttention(nn.Module):
         split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)  # B, T, A, D
         q, k, v = (linear(x).view(split).transpose(1, 2) for linear in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
-        slow = q.device.type == "cpu" and q.dtype == torch.bfloat16  # there the equation by hand is faster
-        if self.fast and not slow:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        else:
+        # Torch's fused function is attention() in one pass and faster, except in bfloat16 on a CPU.
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             out = attention(q, k, v, mask, dropout)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return out.transpose(1, 2).reshape(x.shape)
 
 
@@ -183,7 +184,6 @@ class Pretrained(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"model_type": "bert", "architectures": [type(self).__name__], **asdict(self.config)}
-        del config["fast_attention"]
         # Who fine-tunes this folder elsewhere wants BERT's own dropout, even if pretraining did without.
         config |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
         write_json(folder / "config.json", config)
@@ -271,11 +271,11 @@ class BertForMaskedLM(Pretrained):
         self.cls = nn.ModuleDict({"predictions": MaskedLMHead(config, self.bert.embeddings.word_embeddings)})
         init_normal(self.cls, config.initializer_range)
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
-        """Logits over the vocabulary: [B, T, V], or [B, k, V] at the places `positions` [B, k] alone."""
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, places=None):
+        """Logits over the vocabulary: [B, T, V], or [B, k, V] at the places [B, k], indices, alone."""
         hidden, _ = self.bert(input_ids, attention_mask, token_type_ids)
-        if positions is not None:  # the head is most of the work of a small model; few tokens need it
-            hidden = hidden.take_along_dim(positions[..., None], 1)
+        if places is not None:  # the head is most of the work of a small model; few tokens need it
+            hidden = hidden.take_along_dim(places[..., None], 1)
         return self.cls["predictions"](hidden)
 
 
@@ -314,9 +314,12 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
     only if they are the same (random features, Rahimi & Recht 2007). "d places further" is a rotation R_d of
     every pair, so a head with key = pairs and query = R_d pairs looks at p + d; the heads get d = -1, +1, -2,
     +2, ... Values are an orthogonal map, the output its transpose: the neighbour's vector arrives as it is.
+    Raises ValueError for heads of odd width, which are not all pairs.
     """
     config, attn = bert.config, bert.encoder["layer"][0].attention
     width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
+    if size % 2:
+        raise ValueError(f"heads of odd width {size} are no pairs to turn: start from normal weights instead")
     frequency = math.pi * torch.rand(width // 2, generator=generator)  # w_i, radians per position
     angle = torch.arange(config.max_position_embeddings)[:, None] * frequency  # [positions, H / 2]
     waves = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)  # [positions, H]
@@ -366,14 +369,26 @@ def read_json(path) -> dict:
         raise ValueError(f"{path} is not a JSON object: it is damaged, get or write it again") from None
 
 
+# What torch says of memory and cards, as a pattern, and what to do about it.
+SMALLER = "choose a smaller --batch-size, shorter rows or, in pretraining, --accumulate 4"
+REMEDIES = {
+    "MemoryError|out of memory|allocate memory|enough memory": f"out of memory; {SMALLER}",
+    "CUBLAS_STATUS_(ALLOC_FAILED|NOT_INIT)": f"the card is full, by another program? Else {SMALLER}",
+    "CUBLAS_STATUS_NOT_SUPPORTED": "the card does not multiply numbers of this dtype: choose --dtype float32",
+    "busy or unavailable": "another program has the card (see nvidia-smi): wait, or choose --device cpu",
+    "no kernel image": "this torch has no kernels for the card: README, Install, says which torch fits",
+}
+
+
 def explain(error: Exception) -> str:
     """What to tell the user of a program that ends with this error; raises it again where that is a bug."""
     if isinstance(error, OSError) and error.strerror:  # str(error) would begin with "[Errno 21]"
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    for pattern, remedy in REMEDIES.items():
+        if re.search(pattern, f"{type(error).__name__}: {error}"):
+            return remedy
     if isinstance(error, (OSError, ValueError)):
         return str(error)
-    if isinstance(error, MemoryError) or re.search("out of memory|allocate memory|enough memory", str(error)):
-        return "out of memory; choose a smaller --batch-size, shorter rows or, in pretraining, --accumulate 4"
     raise error
 
 

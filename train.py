@@ -45,12 +45,12 @@ from masking import IGNORE
 HELD_OUT = 0.02  # share of the documents
 EXAM_ROWS = 512
 EXAM_RATIO = 0.15  # the held-out exam is the same for every run, whatever ratio it trains with
-PLATEAU = 0.3  # nats below the unigram floor at which a run has left the plateau
+PLATEAU = 0.3  # nats below the unigram loss at which a run has left the plateau
 
 # ---- options ----
 
 
-def make_parser(description: str, sources=("random", "self", "teacher")) -> argparse.ArgumentParser:
+def make_parser(description: str, sources=("random", "self")) -> argparse.ArgumentParser:
     """Every option of a run; distill.py adds its own."""
     help_format = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=help_format, allow_abbrev=False)
@@ -76,7 +76,6 @@ def make_parser(description: str, sources=("random", "self", "teacher")) -> argp
     add("--warmup", type=float, default=0.05, help="steps until the peak (below 1: share of --steps)")
     # masks
     add("--masking", default="self", choices=sources, help="whose entropy chooses the masks")
-    add("--teacher", default="", help="checkpoint folder of the model for --masking teacher")
     add("--reading", default="blank", choices=["visible", "blank", "memory"], help="of what; see README")
     add("--candidates", type=float, default=2.0, help="blanks tried per mask, for --reading blank")
     rules = [rule for rule in masking.RULES if rule != "random"]  # that is --masking random
@@ -111,20 +110,21 @@ def check(o, parser, world: int):
     for name in ("reading", "select", "select_temperature", "candidates", "entropy_warmup"):
         if o.masking == "random" and getattr(o, name) != parser.get_default(name):
             raise ValueError(f"--{name.replace('_', '-')} has no effect with --masking random: leave it out")
-    if o.masking == "teacher" and (o.reading == "memory" or not o.teacher):
-        raise ValueError("--masking teacher needs --teacher FOLDER, and has no --reading memory")
-    if o.teacher and o.masking != "teacher" and "kd_alpha" not in o:  # distill.py has that option
-        raise ValueError("--teacher has no effect here without --masking teacher; distill.py learns from one")
     if o.from_ and (o.vocab or o.cased or o.size != parser.get_default("size")):
         raise ValueError("--from brings its own vocabulary and size: leave --vocab, --cased and --size out")
-    for folder in filter(None, (o.from_, o.teacher)):
-        longest = bert.BertConfig.from_folder(folder).max_position_embeddings  # raises where it is no BERT
-        if longest < o.seq_len:
-            raise ValueError(f"{folder} reads rows of at most {longest} tokens: choose a shorter --seq-len")
+    if o.from_:
+        refuse_longer_rows(o.from_, o.seq_len)
     if o.lr == 0 and o.from_:
         o.lr = 5e-5  # a higher rate would undo what was learned
     elif o.lr == 0:
         o.lr = 1e-3 if o.size in ("tiny", "mini") else 5e-4
+
+
+def refuse_longer_rows(folder, seq_len: int):
+    """Raise ValueError where the model of a folder cannot read rows of seq_len tokens, or is no BERT."""
+    longest = bert.BertConfig.from_folder(folder).max_position_embeddings
+    if longest < seq_len:
+        raise ValueError(f"{folder} reads rows of at most {longest} tokens: choose a shorter --seq-len")
 
 
 # ---- text ----
@@ -334,47 +334,61 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
     counted = labels != IGNORE
     log_p = logits.float().log_softmax(-1)
     target = log_p.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
-    right = logits.argmax(-1) == labels
-    return -target.masked_fill(~counted, 0).sum(), right.sum().float()
+    correct = logits.argmax(-1) == labels
+    return -target.masked_fill(~counted, 0).sum(), correct.sum().float()
 
 
 class MaskedLoss(torch.autograd.Function):
-    """(loss, right, entropy [...]) = MaskedLoss.apply(logits [..., V], labels [...]): mlm_loss, faster.
+    """(loss, correct, entropy [...]) = MaskedLoss.apply(logits [..., V], labels [...]): mlm_loss, faster.
 
     The gradient of -log p(y) is p - onehot(y), so one p, made for a few rows at a time, which stay in the
     processor's cache, gives loss, gradient and entropy (nats, for --reading memory). Autograd would write
-    several tensors of the logits' size to memory and read each again.
+    several tensors of the logits' size to memory and read each again. compiled: torch.compile(loss_of_rows)
+    or None; what it makes needs no slices.
     """
 
     @staticmethod
-    def forward(ctx, logits, labels):
-        rows = max(1, masking.slice_size(logits.device) // logits.shape[-1])
+    def forward(ctx, logits, labels, compiled=None):
+        # float16 has no numbers below 6e-8, and GradScaler's factor comes only later: until then, another.
+        ctx.unit = 4096.0 if logits.dtype == torch.float16 else 1.0
         gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        rows = labels.numel() if compiled else max(1, masking.slice_size(logits.device) // logits.shape[-1])
         parts = [tensor.flatten(0, -2).split(rows) for tensor in (logits, gradient, labels[..., None])]
-        results = []  # of every slice: loss, right and entropy, [rows, 3]
-        for z, slope, label in zip(*parts, strict=True):
-            counted = label != IGNORE  # [rows, 1]
-            word = label.clamp_min(0)
-            z = z.to(torch.promote_types(z.dtype, torch.float32))  # at least: float64 stays
-            highest, guess = z.max(-1, keepdim=True)
-            z = z - highest
-            e = z.exp()
-            total = e.sum(-1, keepdim=True)  # p = e / total
-            log_sum = total.log()  # log p = z - log_sum
-            loss = (log_sum - z.gather(-1, word)) * counted
-            entropy = log_sum - torch.linalg.vecdot(e, z)[:, None] / total
-            results.append(torch.cat((loss, guess == label, entropy), -1))
-            slope.copy_(e.mul_(counted / total).scatter_add_(-1, word, -counted.to(e.dtype)))
-        loss, right, entropy = torch.cat(results).T
-        right = right.sum()
+        work = compiled or loss_of_rows
+        results = [work(z, slope, label, ctx.unit) for z, slope, label in zip(*parts, strict=True)]
+        loss, correct, entropy, own = torch.cat(results).T
+        word = labels.clamp_min(0)[..., None]
+        gradient.scatter_(-1, word, own.to(gradient.dtype).view(word.shape))
+        correct = correct.sum()
         entropy = entropy.reshape(labels.shape)
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(right, entropy)
-        return loss.sum(), right, entropy
+        ctx.mark_non_differentiable(correct, entropy)
+        return loss.sum(), correct, entropy
 
     @staticmethod
     def backward(ctx, scale, *_):
-        return ctx.saved_tensors[0] * scale, None
+        return ctx.saved_tensors[0] * (scale / ctx.unit), None, None
+
+
+def loss_of_rows(logits, slope, label, unit: float):
+    """A slice of MaskedLoss, logits [rows, V] and label [rows, 1]: fills slope [rows, V] with unit p.
+
+    Returns [rows, 4]: loss, correct, entropy, and unit (p - 1), the gradient at the word itself.
+    """
+    counted = label != IGNORE  # [rows, 1]
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))  # at least: float64 stays
+    highest, guess = z.max(-1, keepdim=True)
+    z = z - highest
+    word = z.gather(-1, label.clamp_min(0))
+    z = z.clamp_min_(torch.finfo(z.dtype).min)  # the logit of a word that cannot be is -inf, and 0 x -inf NaN
+    e = z.exp()
+    total = e.sum(-1, keepdim=True)  # p = e / total
+    log_sum = total.log()  # log p = z - log_sum
+    loss = (log_sum - word).masked_fill(~counted, 0)
+    entropy = log_sum - torch.linalg.vecdot(e, z)[:, None] / total
+    weight = counted * unit / total
+    slope.copy_(e.mul_(weight))
+    return torch.cat((loss, guess == label, entropy, word.exp() * weight - counted * unit), -1)
 
 
 def as_steps(value: float, steps: int) -> int:
@@ -398,17 +412,22 @@ def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.
     return torch.optim.AdamW([decayed, others], lr=lr, betas=(0.9, 0.999), fused=True)
 
 
-def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    """Resolve "auto": a GPU if there is one; bfloat16 where it is fast, or float16 on a GPU.
+def pick_hardware(asked: str, dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Resolve "auto": a GPU if there is one that works; bfloat16 where it is fast, or float16 on a GPU.
 
     On a GPU products that stay float32 use TF32. Raises ValueError for a device that cannot be used.
     """
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    name = "cpu" if asked == "auto" else asked
+    if asked in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        device = torch.empty(0, device="cpu" if device == "auto" else device).device
+        small = torch.ones(2, 2, device=name)
+        (small @ small).tolist()  # the first product is where a card says what is wrong with it
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from None
+        if asked == "auto" and "no kernel image" in str(error):
+            return pick_hardware("cpu", dtype)  # unused_hardware says so
+        raise ValueError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    device = small.device
     best = "float32"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -417,6 +436,37 @@ def pick_hardware(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
     elif device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         best = "bfloat16"  # without AMX it is slower than float32, even where AVX-512 multiplies it
     return device, getattr(torch, best if dtype == "auto" else dtype)
+
+
+def unused_hardware(asked: str, device: torch.device) -> list[str]:
+    """Sentences on what `--device auto` found on this machine and does not use, each with the remedy."""
+    if asked != "auto" or device.type != "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return []
+    if torch.backends.mps.is_available():
+        return ["Apple's GPU is not used: --device mps tries it (untested)"]
+    build = f"torch {torch.__version__}"
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        known = " ".join(torch.cuda.get_arch_list())
+        card, why = (
+            torch.cuda.get_device_name(),
+            f"{build} has kernels for {known}, not for sm_{major}{minor}",
+        )
+    else:
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        try:
+            found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+            card, driver = found.splitlines()[0].split(", ")
+        except (OSError, subprocess.SubprocessError, LookupError, ValueError):
+            return []  # no driver, or no card
+        cuda = torch.version.cuda or ""
+        needed = 580 if cuda.startswith("13") else 525
+        why = f"{build} does not start CUDA with driver {driver}"
+        if not cuda:
+            why = f"{build} is a build for CPUs"
+        elif int(driver.split(".")[0]) < needed:
+            why = f"driver {driver} is older than {needed}, which CUDA {cuda} of {build} needs"
+    return [f"{card} is not used: {why}; README, Install, says which torch fits"]
 
 
 def keep_freed_ram():
@@ -429,17 +479,44 @@ def keep_freed_ram():
 # ---- one run ----
 
 
+def add(sums: dict, values: dict):
+    """Add values to running sums, in place."""
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0) + value
+
+
+def compile_parts(model):
+    """Compile the encoder and the head, which have fixed shapes; what calls them stays as it is."""
+    model.bert.compile()
+    model.cls["predictions"].compile()
+
+
 class Pretraining:
-    """Text, model, optimiser, and what was measured so far. distill.py overrides the three hooks below."""
+    """Hardware, text, model, optimiser, and what was measured so far. distill.py overrides the hooks."""
+
+    judged = "loss"  # which of the figures that `loss` measures tells a divergence
 
     def __init__(self, o):
         self.o = o
         self.step = 0
         self.seconds = 0.0  # of training, without evaluations
         self.log = []  # a dict per evaluation
-        self.extra_columns = {}  # what distill.py adds to each of them
-        self.sums = Counter()  # since the last evaluation: what `loss` measures, over the masked tokens
-        self.seen = Counter()  # and what the masks were
+        # Since the last evaluation, as running sums:
+        self.sums = {}  # what `loss` measures, over the masked tokens
+        self.seen = {}  # steps; ids [V], how often each word piece was masked; distinct, of them per step
+        self.last = {}  # the last step's rows as the model read them, and where they were masked
+
+        self.find_hardware()
+        self.read_text()
+        self.plan_masks()
+        self.model = self.make_model().train().to(self.device)
+        self.optimizer = make_optimizer(self.model, o.lr)
+        if o.compile:
+            compile_parts(self.model)
+
+    def find_hardware(self):
+        """Device, dtype, and this process's share of the rows."""
+        o = self.o
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.dtype = pick_hardware(o.device, o.dtype)
@@ -453,6 +530,9 @@ class Pretraining:
         first = self.rank * o.accumulate
         self.slices = [slice(i * size, (i + 1) * size) for i in range(first, first + o.accumulate)]
 
+    def read_text(self):
+        """Rows to train on, the vocabulary, how often each word occurs, and the held-out exam."""
+        o = self.o
         if self.world > 1:
             if self.rank == 0:
                 prepare_text(o)  # the others wait, and find it done
@@ -463,28 +543,24 @@ class Pretraining:
         self.pieces = sorted(self.vocab, key=self.vocab.get)
         self.special = [self.vocab[token] for token in bert.SPECIAL_TOKENS]
         self.cls, self.sep, self.mask = self.special[2:]
-        self.eligible = partial(masking.eligible_positions, never=[self.cls, self.sep])  # bool [B, T] of ids
-        self.continues = torch.tensor([piece.startswith("##") for piece in self.pieces], device=self.device)
-        if o.whole_word and not self.continues.any():
-            raise ValueError("--whole-word needs a vocabulary with ## pieces: here every piece is a word")
-        self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
-        self.random_steps = as_steps(o.entropy_warmup, o.steps)
+
         counts = torch.bincount(torch.from_numpy(self.train_ids), minlength=len(self.pieces))
         self.unknown = (counts[self.vocab["[UNK]"]] / counts.sum()).item()  # share of [UNK] in the text
         self.unigram = (counts + 1.0) / (counts + 1.0).sum()  # word frequencies, add-one smoothing
         self.exam = draw_exam(self.held_out_ids, o.seq_len, self.cls, self.sep, self.mask)
-        self.floor = -self.unigram.log()[self.exam[2]].mean().item()  # nats: frequencies and nothing else
+        self.unigram_loss = -self.unigram.log()[self.exam[2]].mean().item()  # nats: frequencies, nothing else
 
-        self.teacher = self.read_model(o.teacher).requires_grad_(False).to(self.device) if o.teacher else None
-        self.model = self.make_model().train().to(self.device)
-        self.optimizer = make_optimizer(self.model, o.lr)
+    def plan_masks(self):
+        """How many masks a row gets, and what choosing them needs."""
+        o = self.o
+        self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
+        self.random_steps = as_steps(o.entropy_warmup, o.steps)
+        self.continues = torch.tensor([piece.startswith("##") for piece in self.pieces], device=self.device)
+        if o.whole_word and not self.continues.any():
+            raise ValueError("--whole-word needs a vocabulary with ## pieces: here every piece is a word")
         self.memory = None
         if o.reading == "memory":
             self.memory = masking.EntropyMemory(self.row_count, o.seq_len, self.device)
-        if o.compile:
-            for model in filter(None, (self.model, self.teacher)):
-                model.bert.compile()
-                model.cls["predictions"].compile()
 
     def read_model(self, folder, **changes) -> bert.BertForMaskedLM:
         """The model of a folder. Raises ValueError if its tokenizer is another."""
@@ -492,7 +568,7 @@ class Pretraining:
             raise ValueError(f"{folder} splits text into other pieces than this run; try --vocab {folder}")
         return bert.BertForMaskedLM.from_pretrained(folder, vocab_size=len(self.vocab), **changes)
 
-    # -- what distill.py overrides --
+    # -- hooks: what distill.py overrides --
 
     def make_model(self) -> bert.BertForMaskedLM:
         """The model at the start: fresh weights, or those of --from."""
@@ -513,29 +589,23 @@ class Pretraining:
     def loss(self, ids, places, labels):
         """The objective, summed over the masked tokens; the sums to log; entropies [B, k], nats."""
         with self.autocast():
-            logits = self.model(ids, positions=places)
+            logits = self.model(ids, places=places)
         loss, right, entropy = MaskedLoss.apply(logits, labels)
         return loss, {"loss": loss.detach(), "accuracy": right}, entropy
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
-        """How unsure the model that --masking names is of the rows `ids`, number `index`: [B, T], nats.
-
-        Every process draws the same masks for all rows, so each reads its own rows and the results are added.
-        """
-        o = self.o
+        """How unsure the model is of the rows `ids`, number `index`: [B, T], nats; see `read`."""
         if self.memory:
             return self.memory.read(self.send(index))
-        source = self.teacher if o.masking == "teacher" else self.model
-        width = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
-        entropy = torch.zeros(ids.shape, device=self.device)
-        for rows in self.slices:
-            with self.autocast():
-                if candidates is None:
-                    entropy[rows] = masking.visible_entropy(source, ids[rows])
-                else:
-                    hidden = candidates[rows]
-                    entropy[rows] = masking.blank_entropy(source, ids[rows], hidden, self.mask, width)
-        return self.sum_over_processes(entropy)
+        return self.read(self.model, ids, candidates)
+
+    def more_columns(self) -> dict:
+        """What else each line of the log says."""
+        return {}
+
+    def more_lines(self) -> list[str]:
+        """What else the summary says."""
+        return []
 
     # -- one step --
 
@@ -561,7 +631,7 @@ class Pretraining:
         for rows in self.slices:
             loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
             self.scaler.scale(loss / count).backward()
-            self.sums.update(sums)  # a Counter adds
+            add(self.sums, sums)
         for parameter in self.model.parameters():
             self.sum_over_processes(parameter.grad)  # the gradient of a sum is the sum of gradients
 
@@ -577,28 +647,45 @@ class Pretraining:
         # What the log and the memory keep of this step.
         counts = torch.zeros(size, device=self.device)  # [V], how often each word piece was masked
         counts.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
-        self.seen.update({"steps": 1, "ids": counts, "distinct": (counts > 0).sum()})
+        add(self.seen, {"steps": 1, "ids": counts, "distinct": (counts > 0).sum()})
+        self.last = {"ids": corrupted, "selected": selected}
         if self.memory:
             blank = masked & (corrupted.gather(1, places) == self.mask)  # [MASK] was read, no random word
             self.memory.write(self.send(index), places, self.sum_over_processes(entropy), blank)
-        self.last = (corrupted, selected)
         self.step += 1
 
     def choose(self, ids, index, rng) -> torch.Tensor:
-        """The positions to mask in the rows ids [B, T] of this step, numbers index [B]: bool [B, T]."""
+        """The places to mask in the rows ids [B, T] of this step, number `index` [B]: bool [B, T]."""
         o = self.o
-        eligible = self.eligible(ids)
-        words = ~self.continues[ids] if o.whole_word else None  # where they start
+        rule = o.select
         if o.masking == "random" or self.step < self.random_steps:
-            return masking.select_positions("random", eligible, o.mask_ratio, generator=rng, word_start=words)
+            rule = "random"
+        read = partial(self.entropies, ids, index)
+        candidates = o.candidates if o.reading == "blank" else None
+        words = ~self.continues[ids] if o.whole_word else None  # where they start
+        settings = (o.mask_ratio, candidates, o.select_temperature, rng, words)
+        return masking.choose_masks(read, self.maskable(ids), rule, *settings)[0]
 
-        candidates = None
-        if o.reading == "blank":
-            candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, words)
-        entropy = self.entropies(ids, index, candidates)
-        return masking.select_positions(
-            o.select, eligible, o.mask_ratio, entropy, candidates, o.select_temperature, rng, words
-        )
+    def maskable(self, ids) -> torch.Tensor:
+        """Which tokens may be masked: bool [B, T]."""
+        return masking.eligible_positions(ids, [self.cls, self.sep])
+
+    def read(self, model, ids, candidates) -> torch.Tensor:
+        """How unsure a model is of the candidates, hidden, or with None of every token as it stands: [B, T].
+
+        Every process draws the same masks for all rows, so each reads its own rows and the results are added.
+        """
+        o = self.o
+        width = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
+        entropy = torch.zeros(ids.shape, device=self.device)
+        for rows in self.slices:
+            with self.autocast():
+                if candidates is None:
+                    entropy[rows] = masking.visible_entropy(model, ids[rows])
+                else:
+                    hidden = candidates[rows]
+                    entropy[rows] = masking.blank_entropy(model, ids[rows], hidden, self.mask, width)
+        return self.sum_over_processes(entropy)
 
     def send(self, array) -> torch.Tensor:
         """To the device; from pinned memory, so that nobody waits for a GPU that is still at work."""
@@ -630,14 +717,14 @@ class Pretraining:
             what = f"diverged at step {self.step}: loss {loss:.3g}, gradients scaled by {scale:g}"
             raise ValueError(f"{what} ({kept}); start anew with a lower --lr or --dtype float32")
 
-    def mask_figures(self) -> dict:
-        """What was masked since the last evaluation; the entropy (nats) is of the last step's first slice."""
-        ids, selected = [part[self.slices[0]] for part in self.last]
-        entropy = masking.blank_entropy(self.model, ids, selected, self.mask)
+    def mask_figures(self, ids, selected) -> dict:
+        """What was masked since the last evaluation; entropy (nats) in the first slice of the rows `ids`."""
+        first = self.slices[0]
+        entropy = masking.blank_entropy(self.model, ids[first], selected[first], self.mask)
         steps = self.seen["steps"]
         masks = self.seen["ids"].sum()
         return {
-            "masked_entropy": float(entropy.sum() / selected.sum()),
+            "masked_entropy": float(entropy.sum() / selected[first].sum()),
             "masked_per_row": float(masks / (steps * self.o.batch_size)),
             "distinct_ids": float(self.seen["distinct"] / steps),
             "commonest_share": float(self.seen["ids"].max() / masks),
@@ -649,15 +736,16 @@ class Pretraining:
         with self.autocast(), torch.compiler.set_stance("force_eager"):  # other shapes: do not compile anew
             loss, accuracy = examine(self.model, self.exam)
             if self.sums:  # before the first step there are none
-                line |= self.means() | self.mask_figures() | {"lr": self.optimizer.param_groups[0]["lr"]}
+                line |= self.means() | self.mask_figures(**self.last)
+                line["lr"] = self.optimizer.param_groups[0]["lr"]
         self.refuse_divergence(loss)
 
-        plateau = loss > self.floor - PLATEAU and all(past["on_plateau"] for past in self.log)
+        plateau = loss > self.unigram_loss - PLATEAU and all(past["on_plateau"] for past in self.log)
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "on_plateau": int(plateau)}
-        line |= {"seconds": round(self.seconds, 2), "tokens_per_second": round(speed)} | self.extra_columns
+        line |= {"seconds": round(self.seconds, 2), "tokens_per_second": round(speed)} | self.more_columns()
         self.log.append(line)
         if self.rank == 0:
-            where = "on the plateau" if plateau else f"{loss - self.floor:+.2f} from the floor"
+            where = "on the plateau" if plateau else f"{loss - self.unigram_loss:+.2f} from the unigram loss"
             tqdm.write(f"step {self.step:,}: held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}")
             above = loss - min(past["held_out_loss"] for past in self.log)
             common = line.get("commonest_share", 0.0)
@@ -666,18 +754,16 @@ class Pretraining:
                 what = f"held-out loss {above:.2f} above its best, commonest word {common:.1%} of the masks"
                 tqdm.write(f"WARNING: {what}; see README, When masks collapse")
             self.save()
-        self.sums.clear()
-        self.seen.clear()
+        self.sums = {}
+        self.seen = {}
 
     def save(self):
-        """Write checkpoint.pt (the old one becomes checkpoint.previous.pt), the model folder and the log."""
+        """Write checkpoint.pt, the model folder and the log; each file whole, or as it was."""
         out = Path(self.o.out)
         state = {"options": vars(self.o), "text": self.text_key, "step": self.step, "seconds": self.seconds}
         state |= {"log": self.log, "memory": vars(self.memory) if self.memory else {}}
         state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state["scaler"] = self.scaler.state_dict()
-        if (out / "checkpoint.pt").exists():
-            os.replace(out / "checkpoint.pt", out / "checkpoint.previous.pt")
         bert.atomic_write(out / "checkpoint.pt", lambda file: torch.save(state, file))
         self.model.save_pretrained(out, self.tokenizer)
         names = list(self.log[-1])  # the line of step 0 lacks some
@@ -717,7 +803,7 @@ def train(run: Pretraining):
             evaluate = run.step % o.eval_every == 0 or run.step == o.steps
             if evaluate or run.step % 20 == 0:  # not every step: reading a number waits for the GPU
                 means = run.means()
-                run.refuse_divergence(means.get("cross_entropy", means["loss"]))  # a KL has no bound
+                run.refuse_divergence(means[run.judged])
                 seconds = time.perf_counter() - mark
                 speed = (run.step - run.log[-1]["step"]) * o.batch_size * o.seq_len / seconds
                 shown = {name: f"{value:.3f}" for name, value in means.items()}
@@ -739,7 +825,7 @@ def describe(run: Pretraining):
     record = {"command": " ".join(sys.argv), "options": vars(o), "git_commit": commit, "versions": versions}
     hardware = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else platform.machine()
     record |= {"device": hardware, "processes": run.world, "cpus": os.cpu_count()}
-    record |= {"text": run.text_key, "unigram_floor": run.floor}
+    record |= {"text": run.text_key, "unigram_floor": run.unigram_loss}
     bert.write_json(Path(o.out) / "args.json", record)
 
     size = sum(p.numel() for p in run.model.parameters())
@@ -752,7 +838,9 @@ text    {len(run.train_ids):,} tokens, {len(run.held_out_ids):,} held out, {run.
 words   {len(run.vocab):,} pieces; "Café" is read as "{run.tokenizer.normalizer.normalize_str("Café")}"
 steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}
 masks   {masks}
-floor   {run.floor:.3f} nats per token: the held-out loss of a model that knows only word frequencies""")
+unigram {run.unigram_loss:.3f} nats per token: the held-out loss of one that knows word frequencies alone""")
+    for more in run.more_lines():
+        print(more)
     if run.unknown > 0.02:
         print("WARNING: [UNK] stands for what the vocabulary lacks: leave --vocab out, or use another one")
     if run.device.type == "cuda" and o.batch_size * o.seq_len < 2**14:
@@ -765,7 +853,7 @@ def conclude(run: Pretraining):
     lowest = min(losses)
     height = max(losses) - lowest or 1
     bars = "".join("▁▂▃▄▅▆▇█"[round(7 * (loss - lowest) / height)] for loss in losses)
-    print(f"best    held-out loss {lowest:.3f} ({lowest - run.floor:+.2f} from the floor)")
+    print(f"best    held-out loss {lowest:.3f} ({lowest - run.unigram_loss:+.2f} from the unigram loss)")
     print(f"curve   {losses[0]:.2f} {bars} {losses[-1]:.2f}")
     left = [line["step"] for line in run.log if not line["on_plateau"]]
     print(f"plateau left by step {left[0]:,}" if left else "plateau never left: see README, My loss is stuck")
@@ -775,7 +863,7 @@ def conclude(run: Pretraining):
     rows = take_rows(run.held_out_ids, index, size, run.cls, run.sep).to(run.device)
     middle = torch.full((3, 1), size // 2, device=run.device)
     with masking.evaluating(run.model), torch.compiler.set_stance("force_eager"):
-        guesses = run.model(rows.scatter(1, middle, run.mask), positions=middle)[:, 0].topk(3).indices
+        guesses = run.model(rows.scatter(1, middle, run.mask), places=middle)[:, 0].topk(3).indices
     for row, best in zip(rows.tolist(), guesses.tolist(), strict=True):
         pieces = [run.pieces[i] for i in row]
         pieces[size // 2] = f"[{pieces[size // 2]}? {' | '.join(run.pieces[i] for i in best)}]"
@@ -787,17 +875,19 @@ def conclude(run: Pretraining):
 
 
 def read_checkpoint(out: Path) -> dict:
-    """The newest checkpoint of a folder that can be read; a damaged one is named. ValueError without one."""
-    for path in filter(Path.exists, (out / "checkpoint.pt", out / "checkpoint.previous.pt")):
-        try:
-            return bert.read_torch(path)
-        except (OSError, MemoryError):
-            raise  # the file may well be whole
-        except Exception as error:  # torch.load raises many kinds
-            print(f"{path} is damaged ({type(error).__name__}), set aside", file=sys.stderr)
-            with suppress(FileNotFoundError):  # another process was first
-                path.rename(path.with_suffix(".damaged"))  # the next checkpoint must not push out a good one
-    raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
+    """The checkpoint of a folder. Raises ValueError where there is none, or it cannot be read."""
+    path = out / "checkpoint.pt"
+    if not path.exists():
+        raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
+    try:
+        return bert.read_torch(path)
+    except (OSError, MemoryError):
+        raise  # the file may well be whole
+    except Exception as error:  # torch.load raises many kinds
+        left = "there is no model beside it"
+        if (out / "model.safetensors").is_file():
+            left = f"the model beside it is left: --from {out} --out ANOTHER starts a new run with it"
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}); {left}") from None
 
 
 def resumed_options(parser, argv, began: dict):
@@ -822,7 +912,7 @@ def main(parser, kind=Pretraining, argv=None):
         if o.resume:
             state = read_checkpoint(out)
             o = resumed_options(parser, argv, state["options"])
-        elif any(out.glob("checkpoint*.pt")) or (out / "model.safetensors").exists():
+        elif (out / "checkpoint.pt").exists() or (out / "model.safetensors").exists():
             raise ValueError(f"{out} holds a run or a model already: add --resume, or choose another --out")
         check(o, parser, int(os.environ.get("WORLD_SIZE", 1)))
         out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ import masking
 import train as pretraining
 from model import SPECIAL_TOKENS, BertConfig, BertForMaskedLM, load_tokenizer
 
-FEW = ("--max-tokens", 1500)
+FEW = ("--max-tokens", 1500)  # 50 rows; 8 steps of 8 rows read them 1.3 times: a table of blanks does not pay
+TABLE = ("--max-tokens", 240, "--steps", 12)  # 8 rows, read 12 times, and a table costs 7 passes at most
 
 # ---- runs ----
 
@@ -19,14 +20,19 @@ GRID += [("reducible", "scratch", 0.5), ("teacher", "scratch", 0.0)]
 
 
 @pytest.mark.parametrize("mask, init, alpha", GRID)
-def test_every_combination_runs_and_resumes_to_the_same_bits(distil, tmp_path, mask, init, alpha):
-    options = ["--masking", mask, "--student-init", init, "--kd-alpha", alpha, *FEW]
+@pytest.mark.parametrize("text", [FEW, TABLE], ids=["read in steps", "a table"])
+def test_every_combination_runs_and_resumes_to_the_same_bits(distil, tmp_path, mask, init, alpha, text):
+    if text == TABLE and mask in ("random", "self"):
+        pytest.skip("no entropy of the teacher is asked for")
+    options = ["--masking", mask, "--student-init", init, "--kd-alpha", alpha, *text]
     options += [] if mask == "random" else ["--entropy-warmup", 2]
-    distil(*options, out="whole")
+    run = distil(*options, out="whole")
     with killed_in_step(7):
         distil(*options, out="broken")
     distil("--resume", out="broken")
-    assert same(tmp_path / "whole", tmp_path / "broken"), "8 steps must equal 6 steps, a kill, and 4 more"
+    assert same(tmp_path / "whole", tmp_path / "broken"), "6 steps, a kill, and the rest must equal it"
+    tables = (run.table is not None) == (text == TABLE)
+    assert tables or mask in ("random", "self")
     columns = set(log(tmp_path / "whole")[0])
     assert {"teacher_loss", "teacher_accuracy", "held_out_loss"} <= columns
     assert ({"cross_entropy", "kl", "agreement"} <= columns) == (alpha > 0)
@@ -47,9 +53,10 @@ def test_alpha_0_is_train_py_step_for_step(distil, train, teacher, tmp_path, mas
     assert one == other
 
 
-def test_two_processes_do_what_one_does(nursery, free_port, teacher, corpus, cache, tmp_path):
-    given = ["--corpus", corpus, "--cache", cache, "--teacher", teacher, *NO_VOCAB, *FEW]
-    given += ["--masking", "teacher", "--entropy-warmup", 0]
+@pytest.mark.parametrize("text", [FEW, TABLE], ids=["read in steps", "a table"])
+def test_two_processes_do_what_one_does(nursery, free_port, teacher, corpus, cache, tmp_path, text):
+    given = ["--corpus", corpus, "--cache", cache, "--teacher", teacher, *NO_VOCAB]
+    given += ["--masking", "teacher", "--entropy-warmup", 0, *text]
     nursery.complete("distill.py", [*given, "--out", tmp_path / "one"])
     nursery.together("distill.py", [*given, "--cache", tmp_path, "--out", tmp_path / "two"], 2, free_port)
     for column in ("loss", "kl", "cross_entropy"):
@@ -118,8 +125,8 @@ def test_spare_pieces_of_a_teacher_are_seen_by_nobody(distil, teacher, tmp_path)
         assert one.log[-1][name] == pytest.approx(other.log[-1][name], rel=1e-5), name
 
 
-@pytest.mark.parametrize("mask", ["random", "teacher"])
-def test_a_step_asks_the_teacher_once_at_the_masked_places_and_leaves_it_alone(distil, mask, monkeypatch):
+def asked(distil, monkeypatch, *options):
+    """What each step of a run asks its teacher, which it leaves alone; and the run."""
     calls = []
     original = distill.Distillation.update
 
@@ -140,9 +147,63 @@ def test_a_step_asks_the_teacher_once_at_the_masked_places_and_leaves_it_alone(d
         calls.append(seen)
 
     monkeypatch.setattr(distill.Distillation, "update", counted)
-    run = distil("--masking", mask, *FEW, *([] if mask == "random" else ["--entropy-warmup", 0]))
+    run = distil(*options)
+    return calls, run
+
+
+@pytest.mark.parametrize("mask", ["random", "teacher"])
+def test_a_step_asks_the_teacher_once_at_the_masked_places(distil, mask, monkeypatch):
+    options = ["--masking", mask, *TABLE, *([] if mask == "random" else ["--entropy-warmup", 0])]
+    calls, run = asked(distil, monkeypatch, *options)
     shape = (8, run.masks_per_row, len(run.vocab))
-    assert calls == [{"encoder": 1, "head": [shape]}] * 8, "one forward pass, its head on masked places only"
+    assert calls == [{"encoder": 1, "head": [shape]}] * 12, "one forward pass, its head on masked places only"
+
+
+def test_without_a_table_a_step_asks_the_teacher_for_the_candidates_alone(distil, monkeypatch):
+    options = ["--masking", "teacher", "--kd-alpha", 0, "--entropy-warmup", 2, "--candidates", 1.5, *FEW]
+    calls, run = asked(distil, monkeypatch, *options)
+    shape = (8, 6, len(run.vocab))  # 1.5 times 4 candidates per row
+    assert calls == 2 * [{"encoder": 0, "head": []}] + 6 * [{"encoder": 1, "head": [shape]}]
+
+
+def test_a_table_is_made_where_the_text_is_read_more_often_than_it_costs_and_the_summary_says_so(
+    distil, capsys
+):
+    # 8 rows, 8 per step: a step is an epoch. Blanks everywhere cost ceil(1 / .15) = 7 passes, visible text 1.
+    given = ["--masking", "teacher", "--max-tokens", 240, "--entropy-warmup", 1]
+    cases = [("blank", 8, False), ("blank", 9, True), ("visible", 2, False), ("visible", 3, True)]
+    for reading, steps, pays in cases:
+        run = distil(*given, "--reading", reading, "--steps", steps, out=f"{reading} {steps}")
+        assert (run.table is not None) == pays, f"{steps} steps, of which the first masks at random"
+        said = "entropy the teacher's come from a table" if pays else "the teacher's are read in every step"
+        assert said in capsys.readouterr().out
+    low = ["--masking", "reducible", "--reading", "memory", "--steps", 2, "--max-tokens", 240]
+    run = distil(*low, "--entropy-warmup", 1, out="memory")
+    assert run.table is not None, "memory knows every token, so the teacher must be asked for every token"
+
+
+def test_masks_by_a_teacher_that_is_not_learned_from(distil, monkeypatch):
+    # The candidate with the highest entropy by hand is what `high` picks, from the teacher, in the step.
+    steps = []
+    choose = pretraining.Pretraining.choose
+    read = distill.Distillation.read
+
+    def noted(self, model, ids, candidates):
+        assert model is self.teacher
+        steps.append(candidates)
+        return read(self, model, ids, candidates)
+
+    def checked(self, ids, index, rng):
+        selected = choose(self, ids, index, rng)
+        wanted = entropies_by_hand(self.teacher, ids, steps[-1], self.mask).masked_fill(~steps[-1], -1)
+        least = wanted.topk(self.masks_per_row).values[:, -1:]
+        assert (wanted[selected].view(len(ids), -1) >= least - 1e-4).all()
+        return selected
+
+    monkeypatch.setattr(distill.Distillation, "read", noted)
+    monkeypatch.setattr(pretraining.Pretraining, "choose", checked)
+    distil("--masking", "teacher", "--kd-alpha", 0, "--select", "high", "--entropy-warmup", 0, *FEW)
+    assert len(steps) == 8
 
 
 # ---- the table of entropies ----
@@ -183,7 +244,8 @@ def test_the_blank_entropy_of_every_position_hides_each_once(teacher, monkeypatc
 
 
 @pytest.mark.parametrize("reading", ["visible", "blank"])
-def test_the_table_holds_what_the_teacher_says(distil, reading):
+def test_the_table_holds_what_the_teacher_says(distil, reading, monkeypatch):
+    monkeypatch.setattr(distill.Distillation, "readings", lambda self: 8.0)  # often enough
     run = distil("--masking", "teacher", "--reading", reading, "--entropy-warmup", 0, "--steps", 1, *FEW)
     assert run.table.dtype == np.float16 and run.table.shape == (run.row_count, 32)
     ids = pretraining.take_rows(run.train_ids, np.arange(run.row_count), 32, run.cls, run.sep)
@@ -191,7 +253,7 @@ def test_the_table_holds_what_the_teacher_says(distil, reading):
         fresh = entropies_by_hand(run.teacher, ids, torch.zeros_like(ids, dtype=torch.bool), run.mask)
     else:
         rng = torch.Generator().manual_seed(0)
-        fresh = distill.blank_entropy_everywhere(run.teacher, ids, run.eligible(ids), 0.15, run.mask, rng)
+        fresh = distill.blank_entropy_everywhere(run.teacher, ids, run.maskable(ids), 0.15, run.mask, rng)
     error = (torch.from_numpy(np.array(run.table)) - fresh).abs().max()
     assert error <= 2**-11 * fresh.max() + 1e-4, "float16 keeps 11 bits"
 
@@ -222,11 +284,12 @@ def test_masks_are_where_the_teacher_or_the_difference_says(distil, mask, monkey
 
     monkeypatch.setattr(masking, "select_positions", seen)
     monkeypatch.setattr(pretraining.Pretraining, "choose", checked)
-    distil("--masking", mask, "--select", "high", "--entropy-warmup", 0, *FEW)
-    assert len(steps) >= 8
+    distil("--masking", mask, "--select", "high", "--entropy-warmup", 0, *TABLE)
+    assert len(steps) >= 12
 
 
 def test_a_table_is_computed_once_and_an_interrupted_one_not_at_all(distil, tmp_path, monkeypatch):
+    monkeypatch.setattr(distill.Distillation, "readings", lambda self: 8.0)  # often enough for a table
     options = ["--masking", "teacher", "--entropy-warmup", 0, "--cache", tmp_path / "cache", "--steps", 1]
     original = distill.blank_entropy_everywhere
     calls = []
@@ -259,7 +322,7 @@ def one_thread():
 def test_two_runs_that_make_a_table_at_once_do_not_disturb_each_other(
     distil, tmp_path, monkeypatch, nursery, teacher, corpus, one_thread
 ):
-    options = ["--masking", "teacher", "--entropy-warmup", 0, *FEW]
+    options = ["--masking", "teacher", "--entropy-warmup", 0, *TABLE]
     given = [*options, "--cache", tmp_path / "cache"]
     whole = distil(*options, "--cache", tmp_path / "other cache", out="whole")
     original = distill.blank_entropy_everywhere

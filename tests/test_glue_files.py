@@ -1,5 +1,6 @@
 """glue_eval.py reads GLUE's files with all their traps, and downloads them: a test for every trap."""
 
+import csv
 import http.server
 import io
 import os
@@ -12,6 +13,55 @@ from pathlib import Path
 import pytest
 
 import glue_eval as glue
+
+# The first lines of GLUE's official files with labels, and of those without; CoLA's first have none.
+OFFICIAL = {
+    "CoLA": ("", "index sentence"),
+    "SST-2": ("sentence label", "index sentence"),
+    "MRPC": ("Quality,#1 ID,#2 ID,#1 String,#2 String", "index,#1 ID,#2 ID,#1 String,#2 String"),
+    "STS-B": (
+        "index genre filename year old_index source1 source2 sentence1 sentence2 score",
+        "index genre filename year old_index source1 source2 sentence1 sentence2",
+    ),
+    "QQP": ("id qid1 qid2 question1 question2 is_duplicate", "id question1 question2"),
+    "MNLI": (
+        "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse "
+        "sentence2_parse sentence1 sentence2 label1 gold_label",
+        "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse "
+        "sentence2_parse sentence1 sentence2",
+    ),
+    "QNLI": ("index question sentence label", "index question sentence"),
+    "RTE": ("index sentence1 sentence2 label", "index sentence1 sentence2"),
+    "WNLI": ("index sentence1 sentence2 label", "index sentence1 sentence2"),
+    "AX": ("", "index sentence1 sentence2"),
+}
+# Where the text and the label stand in the official files: (with labels), label, (without labels)
+PLACES = {"CoLA": ((3,), 1, (1,)), "SST-2": ((0,), 1, (1,)), "MRPC": ((3, 4), 0, (3, 4))}
+PLACES |= {"STS-B": ((7, 8), 9, (7, 8)), "QQP": ((3, 4), 5, (1, 2)), "MNLI": ((8, 9), -1, (8, 9))}
+PLACES |= {name: ((1, 2), 3, (1, 2)) for name in ("QNLI", "RTE", "WNLI", "AX")}
+# What `datasets` calls the columns of its exports; its labels are numbers in the order of these names.
+EXPORTED = {"CoLA": "sentence", "SST-2": "sentence", "MRPC": "sentence1 sentence2"}
+EXPORTED |= {"STS-B": "sentence1 sentence2", "QQP": "question1 question2", "MNLI": "premise hypothesis"}
+EXPORTED |= {"QNLI": "question sentence", "RTE": "sentence1 sentence2", "WNLI": "sentence1 sentence2"}
+NUMBERS = {"RTE": ["entailment", "not_entailment"], "QNLI": ["entailment", "not_entailment"]}
+NUMBERS |= {"MNLI": ["entailment", "neutral", "contradiction"]}
+
+
+def columns(name: str, unlabelled: bool) -> list:
+    """The names of the columns of an official file."""
+    head = OFFICIAL[name][unlabelled]
+    return head.split(",") if "," in head else head.split()
+
+
+def official_line(name: str, texts, label=None) -> str:
+    """A row of an official file; label: as a file writes it, None in files without."""
+    first, place, second = PLACES[name]
+    cells = ["n/a"] * (len(columns(name, label is None)) or 4)
+    for column, text in zip(second if label is None else first, texts, strict=True):
+        cells[column] = text
+    if label is not None:
+        cells[place] = label
+    return "\t".join(cells)
 
 
 @pytest.fixture
@@ -29,7 +79,7 @@ def read(tmp_path):
 
 RTE = "index\tsentence1\tsentence2\tlabel\n"
 QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
-STS_B = "index\tgenre\tfile\tyear\told\ts1\ts2\tsentence1\tsentence2\tscore\n"
+STS_B = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
 PAGE = b"<!DOCTYPE html>\n<html><body>moved</body></html>\n"  # what some servers send in place of a file
 
 
@@ -50,7 +100,7 @@ def test_mrpc_begins_with_a_byte_order_mark(read, tmp_path):
     texts, labels = read("MRPC", "dev", header + "1\t12\t13\tOne .\tTwo .\n")
     assert (texts, labels.tolist()) == ([("One .", "Two .")], [1])
     read("CoLA", "dev", "\ufeffFirst.\t1\t\tFirst.\n")
-    texts, _ = glue.read_split(tmp_path / "CoLA/dev.tsv", replace(glue.TASKS["CoLA"], text=(0,)))
+    texts, _ = glue.read_split(tmp_path / "CoLA/dev.tsv", replace(glue.TASKS["CoLA"], text=("source",)))
     assert texts == [("First.",)], "where there is no header, it must not hide in the first row"
 
 
@@ -84,7 +134,10 @@ def test_ragged_rows_are_skipped_in_one_line(read, capsys):
     texts, _ = read("QQP", "train", QQP + "1\t2\t3\tOne?\n1\t2\t3\tOne?\tTwo?\t1\n1\t2\t3\tA\tB\tC?\tD?\t0\n")
     assert texts == [("One?", "Two?")]
     (line,) = capsys.readouterr().out.splitlines()
-    assert "QQP" in line and "2 rows with too many or too few columns are skipped" in line
+    assert (
+        "QQP" in line
+        and "2 rows with too many or too few columns, or without a gold label, are skipped" in line
+    )
 
 
 def test_a_ragged_test_row_still_gets_an_answer(read):
@@ -110,7 +163,7 @@ def test_a_file_without_rows_is_refused_by_name(read, text):
 @pytest.mark.parametrize("content", [PAGE, b"", b'{"sentence": "One."}\n', b"Not Found"])
 def test_what_is_no_file_of_glue_is_refused_with_its_beginning(read, task, stem, content):
     with pytest.raises(
-        ValueError, match=rf"{stem}\.tsv is no file of GLUE: it begins '.*'; get it again"
+        ValueError, match=rf"{stem}\.tsv begins '.*' and is no file of GLUE or `datasets`, whose first line"
     ) as e:
         read(task, stem, content)
     assert content.decode().partition("\n")[0][:15] in str(e.value)
@@ -126,11 +179,127 @@ def test_a_file_in_latin_1_is_refused_with_the_line(read):
 
 def test_mnli_labels_are_in_the_last_column_whatever_the_number_of_columns(read):
     row = "\t".join(["0", "n/a", "n/a", "slate", *["n/a"] * 4, "P", "H"])
-    head = "\t".join(["x"] * 10)
+    head = "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse"
+    head = "\t".join([*head.split(), "sentence2_parse", "sentence1", "sentence2"])
     for more in (1, 5):  # one annotator in train, five in dev
+        head_of_labels = "".join(f"\tlabel{i + 1}" for i in range(more)) + "\tgold_label\n"
         labels = "\tentailment" * more + "\tneutral\n"
-        texts, labels = read("MNLI", "train", head + "\ty" * (more + 1) + "\n" + row + labels)
+        texts, labels = read("MNLI", "train", head + head_of_labels + row + labels)
         assert (texts, labels.tolist()) == ([("P", "H")], [1])
+
+
+# ---- other layouts ----
+
+
+def a_row_of(name):
+    """(texts, label as the official files write it, its number)"""
+    texts = tuple(f"{'One Two'.split()[i]} of {name}." for i in range(len(EXPORTED[name].split())))
+    label = {"STS-B": "3.8"}.get(name) or (NUMBERS.get(name) or ["0", "1"])[-1]
+    return texts, label, len(NUMBERS.get(name, [])) - 1 if name in NUMBERS else float(label)
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_official_files_and_those_of_datasets_are_the_same_rows(read, name):
+    texts, label, number = a_row_of(name)
+    head = "".join("\t".join(columns(name, False)) + "\n" if OFFICIAL[name][0] else "")
+    wanted = ([texts], [pytest.approx(number)])
+    got, labels = read(name, "dev", head + official_line(name, texts, label) + "\n")
+    assert (got, labels.tolist()) == wanted
+
+    # as Dataset.to_csv(path, sep="\t") writes it, and with the index of pandas in front
+    shown = f"{number:g}" if name != "STS-B" else "3.799999952316284"
+    exported = "\t".join([*EXPORTED[name].split(), "label", "idx"])
+    for before in ("", "\t"):
+        row = "\t".join([*texts, shown, "7"])
+        lines = f"{before}{exported}\n{before and '0' + before}{row}\n"
+        got, labels = read(name, "dev", lines)
+        assert (got, labels.tolist()) == wanted, f"{name} with {before!r} in front"
+        hidden = lines.replace(f"\t{shown}\t", "\t-1\t")
+        assert read(name, "test_matched", hidden) == ([texts], None), "hidden labels are -1 there"
+
+
+def test_a_number_is_a_class_only_where_datasets_counted(read):
+    """0 is entailment there, contradiction in other collections: without the column idx nobody knows."""
+    with pytest.raises(ValueError, match="label '0' is not entailment or not_entailment"):
+        read("RTE", "dev", "sentence1\tsentence2\tlabel\nA\tB\t0\n")
+
+
+def test_the_dev_set_of_datasets_is_called_validation(read, tmp_path):
+    read("MNLI", "validation_matched", "premise\thypothesis\tlabel\tidx\nP\tH\t2\t0\n")
+    splits, notes = glue.load_task("MNLI", tmp_path)
+    assert list(splits) == ["dev_matched"] and splits["dev_matched"][1].tolist() == [2]
+    assert "MNLI dev_matched: 1 of 9,815 rows: not comparable with published scores" in notes
+
+
+def test_multinli_in_its_own_layout(read, capsys):
+    """gold_label comes first there, "-" where annotators disagreed; the last column is one annotator's."""
+    head = (
+        "gold_label sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse sentence1"
+    )
+    head += " sentence2 promptID pairID genre label1 label2 label3 label4 label5"
+    rows = [
+        f"{gold} ( ( ( ( P H 1 1e fiction neutral {last} {last} {last} neutral".split()
+        for gold, last in (("contradiction", "contradiction"), ("-", "entailment"))
+    ]
+    lines = ["\t".join(cells) for cells in (head.split(), *rows)]
+    texts, labels = read("MNLI", "dev_matched", "\n".join(lines))
+    assert (texts, labels.tolist()) == ([("P", "H")], [2])
+    assert "1 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in OFFICIAL if name != "CoLA"])
+def test_a_file_without_its_first_line_is_refused_with_the_names_it_should_have(read, name):
+    """Read by place, its first row would be lost, or taken for names."""
+    unlabelled = name == "AX"
+    texts, label, _ = a_row_of(name) if name in EXPORTED else (("P", "H"), None, None)
+    with pytest.raises(ValueError, match="whose first line names the columns ") as error:
+        read(name, "diagnostic" if unlabelled else "train", official_line(name, texts, label) + "\n")
+    assert ("sentence" in str(error.value)) or ("question1, question2, label" in str(error.value))
+    assert "fix" not in str(error.value)
+
+
+def written_by(quoting, head, rows) -> str:
+    """What Python's csv, and so pandas and `datasets`, write with tabs."""
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter="\t", quoting=quoting, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
+
+
+QUOTES = ['He said "no".', '"No", he said.', '"No."', "a\ttab", "a\nline", "plain", ""]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_quotes_that_a_csv_writer_doubled_are_undone(read, monkeypatch, quoting):
+    monkeypatch.setitem(glue.TASKS, "Mine", glue.Task("", glue.ACC, ("no", "yes"), ("sentence",)))
+    texts, labels = read(
+        "Mine", "train", written_by(quoting, ["sentence", "label"], [(q, "yes") for q in QUOTES])
+    )
+    assert texts == [(q,) for q in QUOTES] and labels.tolist() == [1] * len(QUOTES)
+    rows = [(q, "B", 1, i) for i, q in enumerate(QUOTES)]
+    texts, _ = read("RTE", "train", written_by(quoting, ["sentence1", "sentence2", "label", "idx"], rows))
+    assert texts == [(q, "B") for q in QUOTES]
+
+
+def test_quotes_of_official_files_stay_as_everybody_reads_them(read):
+    """GLUE's own QQP holds doubled quotes, in train.tsv beside single ones."""
+    cell = '"What is ""it""?"'
+    texts, _ = read("QQP", "dev", QQP + f"1\t2\t3\t{cell}\tTwo?\t1\n")
+    assert texts == [(cell, "Two?")]
+
+
+@pytest.mark.parametrize("cell", ['"open', 'say ""it', 'a "word"', '"No."', '""', '"a" and ""b""'])
+def test_quotes_that_are_text_stay_in_every_layout(read, monkeypatch, cell):
+    monkeypatch.setitem(glue.TASKS, "Mine", glue.Task("", glue.ACC, glue.BINARY, ("sentence",)))
+    rows = "".join(f"{text}\t1\n" for text in (cell, "plain", 'its "own"'))
+    assert read("Mine", "train", "sentence\tlabel\n" + rows)[0][0] == (cell,)
+
+
+def test_your_own_task_is_compared_with_nobody(read, monkeypatch, tmp_path):
+    monkeypatch.setitem(glue.TASKS, "Mine", glue.Task("", glue.ACC, glue.BINARY, ("sentence",)))
+    for stem in ("train", "dev"):
+        read("Mine", stem, "sentence\tlabel\nA\t1\n")
+    assert glue.load_task("Mine", tmp_path, with_test=False)[1] == []
+    glue.download(["Mine"], tmp_path)  # nobody asks GLUE's server for it
 
 
 def test_ax_has_no_labels(read):
@@ -270,7 +439,7 @@ def test_a_page_in_place_of_a_file_is_a_failure(server, tmp_path, capsys):
     server["/glue/AX.tsv"] = PAGE
     with pytest.raises(OSError, match="AX not downloaded"):
         glue.download(["AX"], tmp_path)
-    assert "is no file of GLUE: it begins '<!DOCTYPE html>'" in capsys.readouterr().out
+    assert "diagnostic.tsv begins '<!DOCTYPE html>' and is no file of GLUE" in capsys.readouterr().out
 
 
 def test_ax_needs_mnli_so_both_are_downloaded(server, tmp_path):

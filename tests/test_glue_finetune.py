@@ -1,17 +1,21 @@
 """glue_eval.py's fine-tuning, its table, continued runs and submissions, on a made-up GLUE."""
 
 import csv
+import inspect
 import json
 import os
 import random
+import shutil
 import zipfile
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sync import NoSync
+from test_glue_files import columns, official_line
 
 import glue_eval as glue
 import model as bert
@@ -42,18 +46,16 @@ def data(tmp_path_factory):
     rng = random.Random(0)
     for name, task in glue.TASKS.items():
         for stem in task.files:
-            hidden = stem.startswith(glue.UNLABELLED)
-            columns = task.test_text if hidden else task.text
-            width = 12 if name == "MNLI" else max(*columns, 0 if hidden else task.label) + 1
-            lines = ["\t".join(["x"] * width)] if hidden or task.header else []
+            unlabelled = stem.startswith(glue.UNLABELLED)
+            head = columns(name, unlabelled)
+            lines = ["\t".join(head)] if head else []
             for _ in range(64 if stem == "train" else 24):
-                cells = ["n/a"] * width
-                kind = rng.randrange(2)
-                for column in columns:
-                    cells[column] = " ".join([WORDS[kind], *rng.choices(WORDS[2:], k=rng.randrange(1, 9))])
-                if not hidden:
-                    cells[task.label] = task.labels[kind] if task.labels else f"{1 + 3 * kind}.000"
-                lines.append("\t".join(cells))
+                y = rng.randrange(2)
+                texts = [
+                    " ".join([WORDS[y], *rng.choices(WORDS[2:], k=rng.randrange(1, 9))]) for _ in task.text
+                ]
+                label = task.labels[y] if task.labels else f"{1 + 3 * y}.000"
+                lines.append(official_line(name, texts, None if unlabelled else label))
             path = folder / glue.FOLDERS.get(name, name) / f"{stem}.tsv"
             path.parent.mkdir(exist_ok=True)
             path.write_text("\n".join(lines) + "\n")
@@ -321,11 +323,72 @@ def test_answers_that_are_missing_are_given_by_a_later_start(evaluate, tmp_path)
     _, out = evaluate("--tasks", "MNLI", "--predict")
     folder = tmp_path / "out" / "submission-seed-0"
     assert not (folder / "AX.tsv").exists(), "nobody asked for it"
-    assert "It still lacks AX.tsv CoLA.tsv" in out
+    assert "It still lacks CoLA.tsv SST-2.tsv" in out and "WNLI.tsv AX.tsv\n" in out
     before = (folder / "MNLI-m.tsv").read_bytes()
     evaluate("--tasks", "MNLI", "AX", "--predict")
     assert (folder / "AX.tsv").is_file(), "MNLI is finished, but AX is not"
     assert (folder / "MNLI-m.tsv").read_bytes() == before
+
+
+def answers_to(folder):
+    """Of each file of answers: how many there are."""
+    return {path.name: len(path.read_text().splitlines()) - 1 for path in folder.glob("*.tsv")}
+
+
+def cut(path, rows: int):
+    """Keep the names of the columns and so many rows of a file."""
+    path.write_text("".join(path.read_text().splitlines(True)[: 1 + rows]))
+
+
+def test_answers_belong_to_the_test_file_that_they_answer(evaluate, data, tmp_path):
+    shutil.copytree(data, tmp_path / "mine")
+    command = {"data_dir": tmp_path / "mine"}
+    folder = tmp_path / "out/submission-seed-0"
+    evaluate("--tasks", "RTE", "MNLI", "AX", "--predict", **command)
+    assert answers_to(folder) == dict.fromkeys(("RTE.tsv", "MNLI-m.tsv", "MNLI-mm.tsv", "AX.tsv"), 24)
+
+    # other files under the same names, of another length or of as many other rows
+    cut(tmp_path / "mine/RTE/test.tsv", 9)
+    cut(tmp_path / "mine/diagnostic/diagnostic.tsv", 5)
+    shutil.copy(tmp_path / "mine/MNLI/test_mismatched.tsv", tmp_path / "mine/MNLI/test_matched.tsv")
+    evaluate("--tasks", "RTE", "MNLI", "AX", "--predict", **command)
+    assert answers_to(folder) == {"RTE.tsv": 9, "AX.tsv": 5, "MNLI-m.tsv": 24, "MNLI-mm.tsv": 24}
+    assert (folder / "MNLI-m.tsv").read_bytes() == (folder / "MNLI-mm.tsv").read_bytes()
+
+
+def test_answers_that_somebody_changed_or_removed_are_given_again(evaluate, tmp_path):
+    evaluate("--tasks", "RTE", "--predict")
+    file = tmp_path / "out/submission-seed-0/RTE.tsv"
+    before = file.read_bytes()
+    for content in (b"index\tprediction\n0\tentailment\n", None):
+        file.unlink()
+        if content:
+            file.write_bytes(content)
+        evaluate("--tasks", "RTE", "--predict")
+        assert file.read_bytes() == before
+
+
+def test_the_zip_holds_answers_of_this_program_to_glue_alone(evaluate, data, monkeypatch, tmp_path):
+    monkeypatch.setitem(glue.TASKS, "Mine", glue.Task("", glue.ACC, glue.BINARY, ("sentence",)))
+    shutil.copytree(data / "SST-2", tmp_path / "mine/Mine")
+    shutil.copytree(data / "RTE", tmp_path / "mine/RTE")
+    _, out = evaluate("--tasks", "Mine", "--predict", data_dir=tmp_path / "mine")
+    assert "not comparable" not in out and "lacks" not in out, "it is no task of GLUE"
+    assert not list((tmp_path / "out").glob("*.zip")), "and there is nothing to hand in"
+    folder = tmp_path / "out/submission-seed-0"
+    assert answers_to(folder) == {"Mine.tsv": 24}
+    (folder / "CoLA.tsv").write_text("index\tprediction\n0\t1\n")  # from somewhere else
+    evaluate("--tasks", "Mine", "RTE", "--predict", data_dir=tmp_path / "mine")
+    with zipfile.ZipFile(folder.with_suffix(".zip")) as archive:
+        assert archive.namelist() == ["RTE.tsv"]
+
+
+def test_a_task_without_a_file_to_answer_makes_no_zip(evaluate, data, tmp_path):
+    shutil.copytree(data / "RTE", tmp_path / "mine/RTE")
+    (tmp_path / "mine/RTE/test.tsv").unlink()
+    _, out = evaluate("--tasks", "RTE", "--predict", data_dir=tmp_path / "mine")
+    assert not list((tmp_path / "out").glob("*.zip"))
+    assert "RTE test: no " in out
 
 
 def test_the_majority_floor_is_that_of_the_dev_labels(evaluate, tmp_path):
@@ -358,14 +421,46 @@ def test_rows_are_cut_to_the_positions_of_the_checkpoint(evaluate):
 
 def test_words_that_the_vocabulary_lacks_are_said_with_the_remedy(evaluate, data, tmp_path):
     _, out = evaluate("--tasks", "RTE")
-    assert "RTE: 64 training rows, 0.0% [UNK]" in out and "whose vocabulary fits" not in out
+    assert (
+        "RTE: 64 training rows, 0.0% cut at 32 tokens, 0.0% [UNK]" in out
+        and "whose vocabulary fits" not in out
+    )
     (tmp_path / "foreign" / "RTE").mkdir(parents=True)
     for stem in ("train", "dev"):  # [CLS] gut [SEP] schlecht barn [SEP]: 2 of 6 are unknown
-        text = "index\ts\ts\tlabel\n" + "0\tgut\tschlecht barn\tentailment\n" * 8
+        text = "index\tsentence1\tsentence2\tlabel\n" + "0\tgut\tschlecht barn\tentailment\n" * 8
         (tmp_path / "foreign" / "RTE" / f"{stem}.tsv").write_text(text)
     _, out = evaluate("--tasks", "RTE", out="foreign-out", data_dir=tmp_path / "foreign")
     note = "- RTE: 33.3% of its tokens are [UNK]; use a checkpoint whose vocabulary fits"
     assert note in out, "also below the table, where it is copied along"
+
+
+@pytest.mark.parametrize("known, said", [(16, True), (32, False), (48, False), (None, False)])
+def test_places_that_were_never_trained_are_told(evaluate, checkpoint, tmp_path, known, said):
+    if "trained_length" not in vars(bert.BertConfig):
+        pytest.skip("config.json does not say it yet")
+    shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((checkpoint / "config.json").read_text())
+    config.pop("trained_length", None)
+    config |= {"trained_length": known} if known else {}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    _, out = evaluate("--tasks", "RTE", model=tmp_path / "model")  # --max-length 32
+    assert out.count("was trained on rows of 16 tokens") == 2 * said, "now, and below the table"
+    assert ("--max-length 16 cuts there" in out) == said
+
+
+def test_rows_that_are_cut_are_counted(evaluate, data):
+    """A pair takes its words, [CLS] and two [SEP]."""
+    lines = (data / "RTE/train.tsv").read_text().splitlines()[1:]
+    lengths = [3 + sum(len(text.split()) for text in line.split("\t")[1:3]) for line in lines]
+    share = np.mean(np.array(lengths) > 14)
+    assert 0.1 < share < 0.9
+    _, out = evaluate("--tasks", "RTE", "--max-length", 14)
+    assert f"{share:.1%} cut at 14 tokens" in out
+
+
+def test_tasks_are_known_in_any_spelling(evaluate):
+    record, _ = evaluate("--tasks", "rte", "sst2", "Sts-B")
+    assert set(record["results"]["pretrained"]) == {"SST-2", "RTE", "STS-B"}
 
 
 def test_missing_tasks_are_skipped_aloud(evaluate, data, tmp_path):
@@ -373,7 +468,8 @@ def test_missing_tasks_are_skipped_aloud(evaluate, data, tmp_path):
     (tmp_path / "some" / "RTE").symlink_to(data / "RTE")
     record, out = evaluate(data_dir=tmp_path / "some")
     assert list(record["results"]["pretrained"]) == ["RTE"]
-    assert "QNLI: skipped, no train and dev file in" in out
+    skipped = [name for name in glue.TASKS if name not in ("RTE", "AX")]
+    assert out.count(f"TASK: {', '.join(skipped)}\n") == 1, "in one line"
     assert "average of 1 " in out
 
 
@@ -453,13 +549,48 @@ def test_a_retrained_checkpoint_or_other_data_are_refused(evaluate, checkpoint, 
     for stem in ("train", "dev"):
         text = (data / "RTE" / f"{stem}.tsv").read_text()
         (tmp_path / "data" / "RTE" / f"{stem}.tsv").write_text(text.replace("good", "bad"))
-    with pytest.raises(SystemExit, match="the files of RTE are not those"):
+    with pytest.raises(SystemExit, match="the rows of RTE are not those"):
         evaluate("--tasks", "RTE", data_dir=tmp_path / "data")
+
+
+def test_results_of_other_code_are_not_mixed_with_these(evaluate, monkeypatch):
+    """Whoever changes the fine-tuning, a metric or the model gets no table of old and new scores."""
+    evaluate("--tasks", "RTE")
+    for part in (glue.update, glue.f1_score, glue.learning_rate, bert.attention):
+        assert inspect.getsource(part) in glue.SOURCE
+    monkeypatch.setattr(glue, "SOURCE", glue.SOURCE.replace("clip_grad_norm_", "no_clip"))
+    with pytest.raises(SystemExit, match="was made with code .*, not .*; choose another --out"):
+        evaluate("--tasks", "RTE")
+
+
+def test_a_task_that_is_read_otherwise_is_another(evaluate, monkeypatch):
+    evaluate("--tasks", "RTE")
+    monkeypatch.setitem(glue.TASKS, "RTE", replace(glue.TASKS["RTE"], labels=glue.TWO_WAY[::-1]))
+    with pytest.raises(SystemExit, match="the rows of RTE are not those"):
+        evaluate("--tasks", "RTE")
+
+
+def test_another_tokenizer_is_another_checkpoint(evaluate, checkpoint, tmp_path):
+    """Added words may lie in files of their own, which transformers 4 wrote."""
+    shutil.copytree(checkpoint, tmp_path / "model")
+    evaluate("--tasks", "RTE", model=tmp_path / "model")
+    (tmp_path / "model/added_tokens.json").write_text("{}")
+    with pytest.raises(SystemExit, match="was made with checkpoint"):
+        evaluate("--tasks", "RTE", model=tmp_path / "model")
+
+
+def test_a_refusal_leaves_no_empty_folder(evaluate, tmp_path):
+    with pytest.raises(SystemExit, match="no task asked for"):
+        evaluate("--predict", data_dir=tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     "argv, reason",
     [
+        (["--model", "x", "--lr", "inf"], "--lr and others at 0"),
+        (["--model", "x", "--lr", "-1"], "--lr and others at 0"),
+        (["--model", "x", "--tasks", "ax"], "AX has no labels: it can only be answered, with --predict"),
         ([], "nothing to do: give --model FOLDER"),
         (["--model", "no/such/folder"], "no/such/folder/config.json"),
         (["--model", "x", "--epochs", "0"], "--epochs and --batch-size start at 1"),
@@ -482,7 +613,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(evaluate, tmp_path):
 
 
 def test_data_that_are_not_there_are_one_sentence(evaluate, tmp_path):
-    with pytest.raises(SystemExit, match="has train and dev files of no task asked for; try --download"):
+    with pytest.raises(SystemExit, match="no task asked for has its train.tsv and dev.tsv in .*--download"):
         evaluate(data_dir=tmp_path / "nowhere")
 
 

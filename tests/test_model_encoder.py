@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from model import (
     SIZES,
@@ -38,15 +39,24 @@ def padded_batch():
     return ids.masked_fill(mask == 0, 0), mask
 
 
-@pytest.mark.parametrize(
-    "dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.1), (torch.float64, 1e-12)]
-)
+def by_hand(monkeypatch):
+    """From here on the equation by hand stands in for torch's fused function."""
+
+    def plain(query, key, value, attn_mask=None, dropout_p=0.0):
+        return attention(query, key, value, attn_mask, dropout_p)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", plain)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("padding", [False, True])
-def test_fast_attention_equals_attention_by_hand(dtype, tolerance, padding):
+def test_fused_attention_equals_attention_by_hand(dtype, tolerance, padding, monkeypatch):
     ids, mask = padded_batch()
     outputs, gradients = [], []
-    for fast in (True, False):
-        model = make(BertModel, fast_attention=fast).to(dtype)
+    for fused in (True, False):
+        if not fused:
+            by_hand(monkeypatch)
+        model = make(BertModel).to(dtype)
         out = model(ids, mask if padding else None)[0][:2, :6]
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
         (out.float() * weights).sum().backward()
@@ -54,6 +64,20 @@ def test_fast_attention_equals_attention_by_hand(dtype, tolerance, padding):
         gradients.append(model.encoder["layer"][0].attention["self"].query.weight.grad)
     for one, other in (outputs, gradients):
         assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_bfloat16_on_a_cpu_goes_by_hand(dtype, monkeypatch):
+    def refuse(*given, **named):
+        raise AssertionError("the fused function was called")
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", refuse)
+    model, ids = make(BertModel).to(dtype), padded_batch()[0]
+    if dtype == torch.bfloat16:
+        assert model(ids)[0].isfinite().all(), "there the equation by hand is faster"
+    else:
+        with pytest.raises(AssertionError, match="fused function"):
+            model(ids)
 
 
 def test_attention_by_hand_in_bfloat16_equals_torchs_own():
@@ -70,9 +94,11 @@ def test_attention_by_hand_in_bfloat16_equals_torchs_own():
         assert (one - other).abs().max() <= 0.03 * other.abs().max()
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_padding_never_changes_a_real_token(fast):
-    model, (ids, mask) = make(BertModel, fast_attention=fast), padded_batch()
+@pytest.mark.parametrize("fused", [True, False])
+def test_padding_never_changes_a_real_token(fused, monkeypatch):
+    if not fused:
+        by_hand(monkeypatch)
+    model, (ids, mask) = make(BertModel), padded_batch()
     hidden, pooled = model(ids, mask)
     alone, alone_pooled = model(ids[:1, :6])
     assert torch.allclose(hidden[0, :6], alone[0], atol=1e-5), (
@@ -85,9 +111,11 @@ def test_padding_never_changes_a_real_token(fast):
     )
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_a_row_of_padding_alone_gives_no_nan(fast):
-    model, (ids, mask) = make(BertForMaskedLM, fast_attention=fast), padded_batch()
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_row_of_padding_alone_gives_no_nan(fused, monkeypatch):
+    if not fused:
+        by_hand(monkeypatch)
+    model, (ids, mask) = make(BertForMaskedLM), padded_batch()
     logits = model(ids, mask)
     logits[:2].sum().backward()
     assert logits.isfinite().all(), "softmax over no key is NaN"
@@ -109,7 +137,7 @@ def test_head_on_some_positions_equals_head_everywhere():
     everywhere = model(ids, mask)
     places = torch.tensor([[4, 0, 9], [1, 1, 2], [0, 3, 8]])
     expected = torch.stack([row[place] for row, place in zip(everywhere, places, strict=True)])
-    assert torch.allclose(model(ids, mask, positions=places), expected, atol=1e-5)
+    assert torch.allclose(model(ids, mask, places=places), expected, atol=1e-5)
 
 
 def test_dropout_acts_in_training_alone():
@@ -129,11 +157,20 @@ def test_presets_have_the_published_number_of_parameters(size, million):
     assert total / 1e6 == pytest.approx(million, rel=0.015)
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 100, "num_attention_heads": 3}, {"hidden_act": "mish"}])
-def test_what_cannot_be_built_is_refused(change):
+def test_what_cannot_be_built_is_refused_with_its_cause():
     assert set(SIZES) == {"tiny", "mini", "small", "medium", "base"}
-    with pytest.raises(ValueError, match="cannot be built; known are gelu"):
-        BertConfig(**change)
+    with pytest.raises(ValueError, match="hidden_size 100 cannot be divided among 3 heads"):
+        BertConfig(hidden_size=100, num_attention_heads=3)
+    with pytest.raises(ValueError, match="hidden_act 'mish' is not one of gelu, "):
+        BertConfig(hidden_act="mish")
+
+
+def test_heads_of_odd_width_work_and_only_the_offset_start_refuses_them():
+    ids = torch.randint(5, 60, (2, 7))
+    model = make(BertModel, hidden_size=36, num_attention_heads=4)
+    assert model(ids)[0].shape == (2, 7, 36), "heads of width 9 are BERT's like any other"
+    with pytest.raises(ValueError, match="heads of odd width 9 "):
+        init_offset_heads(model)
 
 
 def test_normal_start():

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -139,8 +140,8 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named(folder, shape):
         ),
         ({"tie_word_embeddings": False}, "config.json: tie_word_embeddings is False; only True"),
         ({"is_decoder": True}, "config.json: is_decoder is True; only False"),
-        ({"hidden_size": 30}, "hidden_size 30 with 4 heads"),
-        ({"hidden_act": "mish"}, "'mish' cannot be built; known are gelu"),
+        ({"hidden_size": 30}, "hidden_size 30 cannot be divided among 4 heads"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish' is not one of gelu"),
     ],
 )
 def test_a_config_that_cannot_be_built_is_refused_with_the_reason(folder, change, reason):
@@ -243,6 +244,22 @@ def test_what_a_user_reads_names_the_file_and_the_reason(tmp_path):
 )
 def test_out_of_memory_is_a_sentence_with_the_remedy(error):
     assert explain(error).startswith("out of memory; choose a smaller --batch-size")
+
+
+CUDA = "CUDA error: {} when calling `cublasCreate(handle)`"
+ON_A_CARD = {
+    CUDA.format("CUBLAS_STATUS_ALLOC_FAILED"): "the card is full.*smaller --batch-size",
+    CUDA.format("CUBLAS_STATUS_NOT_INITIALIZED"): "the card is full",
+    CUDA.format("CUBLAS_STATUS_NOT_SUPPORTED"): "choose --dtype float32",
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA": "another program has the card",
+    "CUDA error: no kernel image is available for execution on the device": "README, Install",
+}
+
+
+@pytest.mark.parametrize("said", ON_A_CARD)
+def test_what_a_card_refuses_is_a_sentence_with_the_remedy(said):
+    sentence = explain(RuntimeError(said))
+    assert re.search(ON_A_CARD[said], sentence) and "\n" not in sentence
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), KeyError("x"), AssertionError()])

@@ -4,6 +4,7 @@ import ast
 import json
 import random
 import re
+import shlex
 import shutil
 
 import pytest
@@ -75,3 +76,58 @@ def test_a_new_rule_masks_what_it_says():
     pool = torch.tensor([[True, True, True, True, False], [True] * 5])
     scores = names["RULES"]["above"](entropy, pool, 1.0, None).masked_fill(~pool, -1)
     assert scores.tolist() == [[1, 0, 0, 1, -1], [0, 0, 1, 0, 0]], "above the mean of the pool: 5, and 2.2"
+
+
+# ---- Fine-tune on GLUE ----
+
+COMMANDS = re.findall(r"^python glue_eval\.py (.*)$", TEXT, re.M)
+
+
+def test_the_commands_for_glue_are_understood():
+    import glue_eval
+
+    assert COMMANDS
+    for command in COMMANDS:
+        o = glue_eval.make_parser().parse_args(shlex.split(command))
+        assert o.model or o.download, f"glue_eval.py {command} does nothing"
+
+
+# A library of this name, with a to_csv that writes as pandas does: csv's quotes, no index.
+DATASETS = """
+import csv
+
+
+class Rows(list):
+    def to_csv(self, path, sep=","):
+        with open(path, "w", newline="") as file:
+            csv.writer(file, delimiter=sep, lineterminator="\\n").writerows(self)
+
+
+def load_dataset(collection, name):
+    assert collection == "nyu-mll/glue"
+    text = {"sst2": ["sentence"], "qqp": ["question1", "question2"]}.get(name, ["sentence1", "sentence2"])
+    head = [*text, "label", "idx"]
+    row = ['He said "it".'] * len(text)
+    rows = lambda *labels: Rows([head, *([*row, label, i] for i, label in enumerate(labels))])
+    return {"train": rows(0, 1), "validation": rows(1), "test": rows(-1, -1, -1)}
+"""
+
+
+def test_what_the_datasets_library_writes_is_read(run, tmp_path):
+    import glue_eval
+
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    code = next((code for code in blocks if "load_dataset" in code and "glue" in code), None)
+    if code is None:
+        pytest.skip("README does not show it")
+    (tmp_path / "datasets.py").write_text(DATASETS)
+    (tmp_path / "export.py").write_text(code)
+    done = run(tmp_path / "export.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folders = sorted(path.name for path in (tmp_path / "data/glue").iterdir())
+    assert folders and set(folders) <= set(glue_eval.TASKS)
+    for name in folders:
+        splits, _ = glue_eval.load_task(name, tmp_path / "data/glue")
+        assert {stem: len(texts) for stem, (texts, _) in splits.items()} == {"train": 2, "dev": 1, "test": 3}
+        assert {text for texts, _ in splits.values() for row in texts for text in row} == {'He said "it".'}
+        assert splits["train"][1].tolist() == [0, 1]

@@ -37,15 +37,11 @@ def glue_data(tmp_path_factory):
         task = glue_eval.TASKS[name]
         (folder / name).mkdir()
         for stem in task.files:
-            width = max(*task.text, task.label) + 1
-            lines = ["\t".join(["x"] * width)]
+            lines = ["sentence1\tsentence2\tlabel"]
             for _ in range(48 if stem == "train" else 16):
-                cells = ["n/a"] * width
-                for column in task.text:
-                    cells[column] = " ".join(rng.choices(("barn", "cost", "dump", "fist"), k=3))
-                kind = rng.randrange(2)
-                cells[task.label] = task.labels[kind] if task.labels else f"{1 + 3 * kind}.000"
-                lines.append("\t".join(cells))
+                pair = [" ".join(rng.choices(("barn", "cost", "dump", "fist"), k=3)) for _ in range(2)]
+                y = rng.randrange(2)
+                lines.append("\t".join([*pair, task.labels[y] if task.labels else f"{1 + 3 * y}.000"]))
             (folder / name / f"{stem}.tsv").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -63,7 +59,7 @@ def commands(corpus, teacher, glue_data):
         start = ["--corpus", corpus, *here, "--entropy-warmup", 2]
         if name == "train.py":
             return [*start, *SMALL], ["--resume", *here]
-        table = ["--teacher", teacher, "--masking", "teacher", "--max-tokens", 1500]
+        table = ["--teacher", teacher, "--masking", "teacher", "--max-tokens", 240, "--steps", 12]
         return [*start, *NO_VOCAB, *table], ["--resume", *here]
 
     return make
@@ -89,7 +85,7 @@ def content(name, folder) -> dict:
     """What a run leaves, without its times: {part: bytes}."""
     out = folder / "out"
     if name == "glue_eval.py":
-        parts = {path.name: path.read_bytes() for path in (out / "submission-seed-0").iterdir()}
+        parts = {path.name: path.read_bytes() for path in (out / "submission-seed-0").glob("*.tsv")}
         return parts | {"glue.json": re.sub(rb'"seconds": [\d.]+', b"", (out / "glue.json").read_bytes())}
     names = ("model.safetensors", "config.json", "tokenizer.json", "vocab.txt")
     return {part: (out / part).read_bytes() for part in names} | {"log.csv": json.dumps(log(out)).encode()}
@@ -106,7 +102,7 @@ def assert_nothing_lost(name, one, other, how=""):
 def continue_run(nursery, name, commands, folder):
     """What a user does after a crash: the same command where nothing was saved yet, else --resume."""
     start, resume = commands(name, folder)
-    saved = any((folder / "out").glob("checkpoint*.pt"))
+    saved = any((folder / "out").glob("checkpoint.pt"))
     nursery.complete(name, resume if saved else start)
 
 
@@ -230,7 +226,7 @@ def test_a_full_cache_is_one_sentence_and_the_same_command_works_later(nursery, 
             fill(disk, room)
             status, text = nursery.run("distill.py", start)
             assert status == 1 and re.search("No space left|disk full", sentence(text)), sentence(text)
-            assert not any((tmp_path / "out").glob("checkpoint*.pt"))
+            assert not any((tmp_path / "out").glob("checkpoint.pt"))
             (disk / "ballast").unlink()
         continue_run(nursery, "distill.py", commands, tmp_path)
         assert_nothing_lost("distill.py", unbroken("distill.py")[0], tmp_path)
@@ -278,21 +274,11 @@ def test_a_run_that_died_between_its_last_checkpoint_and_its_model_is_completed(
     assert same(tmp_path / "whole", tmp_path / "broken"), "resuming a finished run writes its model and log"
 
 
-def test_a_run_that_died_while_checkpoints_change_places_continues(train, tmp_path):
+def test_a_half_written_checkpoint_never_takes_the_place_of_the_good_one(train, tmp_path, monkeypatch):
     train(out="whole")
     with killed_in_step(7):
-        train(out="broken")
-    (tmp_path / "broken" / "checkpoint.pt").replace(tmp_path / "broken" / "checkpoint.previous.pt")
+        train(out="broken")  # it has step 4
     (tmp_path / "broken" / "checkpoint.pt.1.tmp").write_bytes(b"half of it")
-    train("--resume", out="broken")
-    assert same(tmp_path / "whole", tmp_path / "broken")
-
-
-def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(train, tmp_path, monkeypatch):
-    train(out="whole")
-    with killed_in_step(7):
-        train(out="broken")  # it has steps 0 and 4
-    (tmp_path / "broken" / "checkpoint.pt").write_bytes(b"damaged")
 
     def fill_the_disk(state, file):
         file.write(b"half of it")

@@ -73,6 +73,7 @@ def no_waiting(monkeypatch):
 
 SELF = ("train.py", "--entropy-warmup", 0)
 KD = ("distill.py", "--masking", "teacher", "--entropy-warmup", 0)
+TABLE = ("--max-tokens", 240, "--steps", 20)  # 8 rows, read in every step: a table pays
 STEPS = [("train.py", "--masking", "random"), (*SELF, "--reading", "visible"), (*SELF, "--reading", "memory")]
 STEPS += [(*SELF, "--select", rule) for rule in RULES if rule != "random"]
 STEPS += [("train.py", "--masking", "random", "--whole-word"), (*SELF, "--whole-word")]
@@ -80,12 +81,10 @@ STEPS += [(*SELF, "--reading", "memory", "--whole-word", "--accumulate", 2)]
 STEPS += [(*SELF, "--reading", "visible", "--whole-word", "--select", "mid", "--corruption", "100-0-0")]
 STEPS += [(*SELF, "--accumulate", 4, "--dropout", 0.1), (*SELF, "--dtype", "bfloat16")]
 STEPS += [(*SELF, "--dtype", "float16"), (*SELF, "--mask-ratio", 0.4)]
-STEPS += [(*SELF, "--masking", "teacher", "--teacher", "TEACHER", "--vocab", "TEACHER")]
-STEPS += [
-    (*SELF, "--masking", "teacher", "--teacher", "TEACHER", "--vocab", "TEACHER", "--reading", "visible")
-]
-STEPS += [KD, (*KD, "--reading", "visible", "--whole-word"), (*KD, "--accumulate", 2, "--kd-alpha", 1)]
-STEPS += [("distill.py", "--masking", "random", "--kd-alpha", 0), (*KD, "--dtype", "float16")]
+STEPS += [KD, (*KD, "--reading", "visible")]
+STEPS += [(*KD, *TABLE), (*KD, *TABLE, "--reading", "visible", "--whole-word")]
+STEPS += [(*KD, "--accumulate", 2, "--kd-alpha", 1), (*KD, "--dtype", "float16"), (*KD, "--kd-alpha", 0)]
+STEPS += [("distill.py", "--masking", "random", "--kd-alpha", 0)]
 STEPS += [("distill.py", "--entropy-warmup", 0, "--student-init", "layers"), (*KD, "--masking", "reducible")]
 
 

@@ -2,9 +2,9 @@
 
 import argparse
 import os
+import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 from conftest import PROJECT
 
 import train
+from model import explain
 
 # ---- rows and random numbers ----
 
@@ -69,6 +70,70 @@ def test_the_fast_loss_equals_the_plain_one_and_knows_the_entropy(shape):
     assert torch.allclose(entropy.double(), -(p * p.log()).sum(-1), atol=1e-4), "in nats, where unmasked too"
 
 
+def test_a_word_that_cannot_be_has_no_share_in_loss_entropy_and_gradient():
+    """A logit of -inf is p = 0: everything is as if the word did not exist, also where no loss is counted."""
+    logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([4, -100, 5])
+    fewer = logits[:, 1:].clone().requires_grad_()
+    logits[:, 0] = -torch.inf  # the word that the label -100 would stand for, too
+    logits.requires_grad_()
+    loss, _, entropy = train.MaskedLoss.apply(logits, labels)
+    expected = torch.nn.functional.cross_entropy(fewer, labels - 1 + labels.eq(-100), reduction="sum")
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item())
+    assert torch.allclose(logits.grad[:, 1:], fewer.grad, atol=1e-6) and not logits.grad[:, 0].any()
+    truth = torch.distributions.Categorical(logits=fewer.detach()).entropy()
+    assert torch.allclose(entropy, truth, atol=1e-5), "0 x -inf is NaN, and x log x tends to 0"
+    assert train.mlm_loss(logits, labels)[0].item() == pytest.approx(expected.item())
+    impossible = train.MaskedLoss.apply(logits.detach(), torch.tensor([0, -100, 5]))[0]
+    assert impossible == torch.inf == train.mlm_loss(logits, torch.tensor([0, -100, 5]))[0]
+
+
+@pytest.mark.parametrize("masks", [64, 5000])
+def test_in_float16_the_scale_saves_small_gradients(masks):
+    """Of words that are nearly impossible: in float16 alone, a fifth of them would be 0."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(30000, (64,), generator=rng)
+    logits = torch.randn(64, 30000, generator=rng)
+    logits[torch.arange(64), labels] += 16
+    others = torch.ones(64, 30000, dtype=torch.bool).scatter_(1, labels[:, None], False)
+
+    def plain(z):
+        return torch.nn.functional.cross_entropy(z, labels, reduction="sum")
+
+    exact = logits.half().double().requires_grad_()
+    plain(exact).backward()
+    found = []
+    for loss in (lambda z: train.MaskedLoss.apply(z, labels)[0], lambda z: plain(z.float())):
+        half = logits.half().requires_grad_()
+        (loss(half) / masks * 2**16).backward()
+        found.append(half.grad.double() / 2**16 * masks)
+    zeros = [(gradient[others] == 0).double().mean() for gradient in found]
+    errors = [(gradient - exact.grad)[others].norm() / exact.grad[others].norm() for gradient in found]
+    assert zeros[0] < 1.05 * zeros[1] + 1e-4
+    assert errors[0] < 1.1 * errors[1] + 1e-5, f"off by {errors[0]:.2%}, plain autograd by {errors[1]:.2%}"
+    assert torch.allclose(found[0][~others], exact.grad[~others], rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_compiled_loss_equals_the_plain_one(dtype):
+    """By torch.compile as far as it needs no compiler: traced in one piece, then run as it is."""
+    rng = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(700, 900, generator=rng)).to(dtype)
+    labels = torch.randint(900, (700,), generator=rng)
+    labels[5] = -100
+    compiled = torch.compile(train.loss_of_rows, backend="eager", fullgraph=True)
+    found = []
+    for how in (None, compiled):
+        leaf = logits.clone().requires_grad_()
+        loss, correct, entropy = train.MaskedLoss.apply(leaf, labels, how)
+        (loss / 699).backward()
+        found.append((loss, correct, entropy, leaf.grad))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
 def test_the_fast_loss_has_the_gradient_of_its_loss():
     logits = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([[1, -100, 5], [0, 2, -100]])
@@ -115,10 +180,24 @@ class Card:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-        empty = lambda size, device: SimpleNamespace(device=torch.device(device))  # noqa: E731
-        monkeypatch.setattr(torch, "empty", empty)
+        monkeypatch.setattr(torch, "ones", self.ones)
         monkeypatch.setattr(torch, "set_float32_matmul_precision", self.set_precision)
         self.precision = "highest"
+        self.error = None
+
+    def ones(self, *size, device):
+        """A matrix that says it is on the card, and whose product fails there if the card does."""
+        product = torch.zeros(size)
+
+        class Matrix:
+            def __matmul__(this, other):
+                if this.device.type == "cuda" and self.error:
+                    raise self.error
+                return product
+
+        matrix = Matrix()
+        matrix.device = torch.device(device)
+        return matrix
 
     def set_precision(self, precision):
         self.precision = precision
@@ -140,6 +219,91 @@ def test_every_process_of_torchrun_gets_its_own_card(monkeypatch):
     Card(monkeypatch, "multiplied")
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert train.pick_hardware("auto", "auto")[0] == torch.device("cuda:3")
+
+
+# What torch raises at a card's first operation.
+NO_KERNEL = RuntimeError(
+    "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors"
+)
+BUSY = RuntimeError(
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors might be"
+)
+
+
+def test_a_card_without_kernels_is_left_aside_by_auto_and_refused_where_it_was_asked_for(monkeypatch):
+    Card(monkeypatch, "unknown").error = NO_KERNEL
+    assert train.pick_hardware("auto", "auto")[0] == torch.device("cpu")
+    with pytest.raises(
+        ValueError, match="--device cuda:0 cannot be used: CUDA error: no kernel image"
+    ) as caught:
+        train.pick_hardware("cuda", "auto")
+    assert "README, Install" in explain(caught.value)
+
+
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_a_card_that_is_busy_is_refused_and_not_replaced(asked, monkeypatch):
+    Card(monkeypatch, "multiplied").error = BUSY
+    with pytest.raises(ValueError, match="busy or unavailable") as caught:
+        train.pick_hardware(asked, "auto")
+    assert "another program" in explain(caught.value)
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """machine(smi=..., cuda=..., ...): one as nvidia-smi and torch would describe it; returns the lines."""
+
+    def describe(smi="", code=0, cuda=None, sees=None, mps=False, asked="auto"):
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\nprintf '{smi}'\nexit {code}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path) if smi or code else str(tmp_path / "none"))
+        monkeypatch.setattr(torch, "__version__", "2.13.0")
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(sees))
+        if sees:
+            monkeypatch.setattr(torch.cuda, "get_device_name", lambda: sees[0])
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: sees[1])
+            monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "compute_120"])
+        return train.unused_hardware(asked, torch.device("cpu"))
+
+    return describe
+
+
+T4 = "Tesla T4, 550.54.15\\n"
+GTX = ("GeForce GTX 1080", (6, 1))
+UNUSED = {
+    "nothing there": ({}, ""),
+    "no card": ({"smi": "No devices were found", "code": 6}, ""),
+    "a CPU build": ({"smi": T4}, "Tesla T4 is not used: torch 2.13.0 is a build for CPUs; README, Install"),
+    "an old driver": ({"smi": T4, "cuda": "13.0"}, "T4 .*driver 550.54.15 is older than 580, .*CUDA 13.0"),
+    "one of 2021": ({"smi": "K80, 470.82\\n", "cuda": "12.4"}, "K80 .*driver 470.82 is older than 525, "),
+    "no way in": ({"smi": T4, "cuda": "12.8"}, "T4 .*2.13.0 does not start CUDA with driver 550.54.15"),
+    "two cards": ({"smi": T4 + T4}, "Tesla T4 is not used: torch 2.13.0 is a build for CPUs"),
+    "no kernels": ({"sees": GTX, "cuda": "13.0"}, "GTX 1080 is not used: .*sm_75 .*, not for sm_61; README"),
+    "Apple": ({"mps": True}, "Apple's GPU is not used: --device mps .*untested"),
+    "the CPU was asked for": ({"smi": T4, "asked": "cpu"}, ""),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stub is a shell script")
+@pytest.mark.parametrize("situation", UNUSED)
+def test_hardware_that_is_not_used_is_named_with_the_remedy(situation, machine):
+    settings, expected = UNUSED[situation]
+    lines = machine(**settings)
+    assert len(lines) == bool(expected)
+    assert not expected or re.search(expected, lines[0]), lines
+
+
+def test_a_card_that_the_user_hides_is_not_missed(machine, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine(smi=T4) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert len(machine(smi=T4)) == 1
+
+
+def test_a_card_in_use_is_no_unused_hardware():
+    assert train.unused_hardware("auto", torch.device("cuda:0")) == []
 
 
 @pytest.mark.parametrize("multiplied, best", [(True, torch.bfloat16), (False, torch.float32)])

@@ -32,7 +32,8 @@ def test_a_run_writes_a_folder_that_transformers_opens(train, tmp_path, capsys):
     assert config["hidden_dropout_prob"] == 0.1, "who fine-tunes it elsewhere wants BERT's own dropout"
 
     printed = capsys.readouterr().out
-    for word in ("model ", "text ", "words ", "masks ", "floor ", "held-out loss", "best ", "guess", "next "):
+    lines = ("model ", "text ", "words ", "masks ", "unigram ", "held-out loss", "best ", "guess", "next ")
+    for word in lines:
         assert word in printed, f"the reader should see {word!r}"
     (command,) = re.findall("next +(.*)", printed)
     assert str(out) in shlex.split(command), "the command can be pasted, whatever the folder's name"
@@ -62,7 +63,7 @@ def test_the_log_begins_with_what_was_there_before_the_first_step(train, tmp_pat
     corrupted, places, labels = run.exam
     counts = torch.bincount(torch.from_numpy(run.train_ids.astype("int64")), minlength=len(run.vocab)) + 1.0
     floor = -(counts / counts.sum()).log()[labels].mean().item()
-    assert run.floor == pytest.approx(floor, rel=1e-5), "the loss of one that knows word frequencies only"
+    assert run.unigram_loss == pytest.approx(floor, rel=1e-5), "of one that knows word frequencies only"
     assert (corrupted.gather(1, places) == run.mask).all(), "the exam hides every token it asks for"
 
 
@@ -106,21 +107,21 @@ def test_ctrl_c_says_how_to_continue(train, monkeypatch):
     assert [line["step"] for line in train("--resume", out="broken run").log] == [0, 4, 8]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(train, tmp_path, capsys):
-    options = ("--eval-every", 2)
-    train(*options, out="whole")
-    with killed_in_step(8):
-        train(*options, out="broken")
-    damaged = tmp_path / "broken" / "checkpoint.pt"  # step 6, and the one before is step 4
+def test_a_damaged_checkpoint_is_named_with_the_model_that_is_left(train, tmp_path):
+    run = train(out="broken")
+    damaged = tmp_path / "broken" / "checkpoint.pt"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 255  # one flipped byte
-    damaged.write_bytes(content)
-    train("--resume", out="broken")
-    assert f"{damaged} is damaged" in capsys.readouterr().err
-    assert same(tmp_path / "whole", tmp_path / "broken")
-    for path in (damaged, tmp_path / "broken" / "checkpoint.previous.pt"):
-        path.write_bytes(b"")
-    with pytest.raises(SystemExit, match="broken holds no checkpoint to resume from"):
+    for form in (bytes(content), b""):
+        damaged.write_bytes(form)
+        with pytest.raises(SystemExit) as stop:
+            train("--resume", out="broken")
+        assert f"{damaged} cannot be read" in stop.value.code
+        assert f"--from {tmp_path / 'broken'} " in stop.value.code, "what is left, and how to go on with it"
+    more = train("--from", tmp_path / "broken", out="more", small=NO_VOCAB)
+    assert more.log[0]["held_out_loss"] == pytest.approx(run.log[-1]["held_out_loss"], rel=1e-6)
+    (tmp_path / "broken" / "model.safetensors").unlink()
+    with pytest.raises(SystemExit, match="cannot be read.*no model") as stop:
         train("--resume", out="broken")
 
 
@@ -242,7 +243,7 @@ def test_memory_keeps_the_entropy_of_every_blank_and_chooses_by_it(train, monkey
     def recorded(self, ids, places, labels):
         result = loss(self, ids, places, labels)
         with torch.no_grad():
-            p = self.model(ids, positions=places).double().softmax(-1)
+            p = self.model(ids, places=places).double().softmax(-1)
         entropies = -(p * p.log()).sum(-1)
         seen = []
         for b, row in enumerate(rows(self)):
@@ -399,12 +400,8 @@ def test_a_trained_model_is_not_ruined_by_default_settings(language, cache, tmp_
     assert "WARNING" not in printed and not any(line["on_plateau"] for line in run.log)
 
 
-def test_a_teacher_is_frozen_and_a_checkpoint_is_where_from_begins(train, teacher):
+def test_a_checkpoint_is_where_from_begins(train, teacher):
     given = BertForMaskedLM.from_pretrained(teacher).state_dict()
-    run = train("--masking", "teacher", "--teacher", teacher, "--entropy-warmup", 0, out="student")
-    read = run.teacher.state_dict()
-    assert all(torch.equal(tensor, read[name]) for name, tensor in given.items()), "a teacher is frozen"
-    assert not run.teacher.training and not any(p.requires_grad for p in run.teacher.parameters())
     options = ("--from", teacher, "--steps", 1, "--lr", 1e-9, "--masking", "random")
     more = train(*options, out="more", small=NO_VOCAB)
     for name, tensor in more.model.state_dict().items():
@@ -416,7 +413,7 @@ def test_a_teacher_is_frozen_and_a_checkpoint_is_where_from_begins(train, teache
 
 def collapsed(self, ids, index, rng):
     stops = (ids == self.vocab["."]).float()
-    return program.masking.select_positions("high", self.eligible(ids), 0.15, stops, generator=rng)
+    return program.masking.select_positions("high", self.maskable(ids), 0.15, stops, generator=rng)
 
 
 @pytest.mark.parametrize("steps, warned", [(2, False), (36, True)])
@@ -512,30 +509,12 @@ BAD = {
     "a folder as corpus": (["--corpus", "."], r"\.: "),
     "empty corpus": (["--corpus", "empty.txt"], "empty.txt: 0 tokens .*too few"),
     "vocabulary without [MASK]": (["--vocab", "words.txt"], r"words.txt lacks .*\[MASK\]"),
-    "teacher missing": (["--masking", "teacher", "--teacher", "nowhere"], "nowhere"),
-    "teacher not given": (["--masking", "teacher"], "needs --teacher"),
-    "a teacher that is not asked": (["--teacher", "TEACHER"], "no effect here without --masking teacher"),
-    "teacher of other pieces": (
-        ["--masking", "teacher", "--teacher", "TEACHER", "--vocab", "letters.txt"],
-        "other pieces.*--vocab",
-    ),
-    "teacher of other casing": (
-        ["--masking", "teacher", "--teacher", "TEACHER", "--vocab", "TEACHER/vocab.txt", "--cased"],
-        "other pieces",
-    ),
-    "rows longer than the teacher's": (
-        ["--masking", "teacher", "--teacher", "TEACHER", "--vocab", "TEACHER", "--seq-len", "600"],
-        "rows of at most 512 tokens",
-    ),
     "mask ratio 0": (["--mask-ratio", "0"], "mask ratio 0"),
     "mask ratio 1.5": (["--mask-ratio", "1.5"], "mask ratio 1.5"),
     "few candidates": (["--candidates", "0.5"], "0.5 times as many candidates"),
     "no effect": (["--masking", "random", "--select", "high"], "--select has no effect"),
     "a size for a checkpoint": (["--from", "TEACHER", "--size", "base"], "leave .*--size out"),
-    "memory of a teacher": (
-        ["--masking", "teacher", "--teacher", "TEACHER", "--reading", "memory"],
-        "no --reading memory",
-    ),
+    "rows longer than its positions": (["--from", "TEACHER", "--seq-len", "600"], "rows of at most 512"),
     "uneven pieces": (["--accumulate", "3"], "--batch-size 16 must be a multiple of 3"),
     "no steps": (["--steps", "0"], "steps"),
     "warm-up longer than the run": (["--warmup", "3"], "--warmup .*longer than --steps 2"),

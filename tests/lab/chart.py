@@ -100,15 +100,19 @@ def thinned(xs: list, ys: list, most: int = 600) -> tuple[list, list]:
 
 
 def line_chart(
-    title, lines: dict, x_label, y_label, mark: float | None = None, dashed: dict | None = None
+    title, lines: dict, x_label, y_label, mark: float | None = None, dashed: dict | None = None, bars=None
 ) -> str:
     """An SVG picture. lines: {name: (colour, xs, ys)}, each named at its end; all numbers are finite.
 
     mark: the y of a thick line without a name. dashed: {name: y} of level lines, dashed and named.
+    bars: {name of a line: [(low, high) for each of its points]}: the points are dots with bars, and the line
+    between them is thin.
     """
     dashed = dashed or {}
+    bars = bars or {}
     xs = [x for _, line_xs, _ in lines.values() for x in line_xs]
     ys = [y for _, _, line_ys in lines.values() for y in line_ys] + [*dashed.values()]
+    ys += [y for line_bars in bars.values() for ends in line_bars for y in ends]
     x_low = min(xs)
     x_high = max(xs) if max(xs) > x_low else x_low + 1  # a single point has no width
     margin = 0.05 * (max(ys) - min(ys)) if max(ys) > min(ys) else 0.5  # a flat line has no height
@@ -172,7 +176,13 @@ def line_chart(
         tone = COLOURS[colour]
         line = list(zip(*thinned(line_xs, line_ys), strict=True))
         points = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in line)
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{tone}" stroke-width="2"/>')
+        thickness = 1 if name in bars else 2
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{tone}" stroke-width="{thickness}"/>')
+        if name in bars:
+            for x, y, (low, high) in zip(line_xs, line_ys, bars[name], strict=True):
+                parts.append(f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="4" fill="{tone}"/>')
+                bar = f'd="M{across(x):.1f} {down(low):.1f}V{down(high):.1f}"'
+                parts.append(f'<path {bar} stroke="{tone}" stroke-width="1.5"/>')
         if len(line) == 1:
             x, y = across(line[0][0]), down(line[0][1])
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{tone}"/>')

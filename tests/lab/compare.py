@@ -10,6 +10,7 @@ fine-tuning say nothing about a second pretraining.
 import argparse
 import math
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,32 @@ def paired(a, b):
         return None
     t = d.mean() / math.sqrt(np.var(d, ddof=1) / len(d))
     return float(t), float(len(d) - 1), two_sided_p(t, len(d) - 1)
+
+
+def welch_interval(a, b):
+    """The 95% interval of mean b - mean a that belongs to Welch's test: (low, high), or None.
+
+    Difference -+ t sqrt(v_a + v_b) with the t beyond which lies 5% of Student's distribution.
+    """
+    test = welch(a, b)
+    if test is None:
+        return None
+    difference = float(np.mean(b) - np.mean(a))
+    half = critical_t(test[1]) * math.sqrt(np.var(a, ddof=1) / len(a) + np.var(b, ddof=1) / len(b))
+    return difference - half, difference + half
+
+
+@lru_cache
+def critical_t(nu: float, level: float = 0.05) -> float:
+    """The t > 0 with a two-sided p of `level`, by halving an interval."""
+    low, high = 0.0, 1000.0
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        if two_sided_p(middle, nu) > level:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def two_sided_p(t: float, nu: float) -> float:

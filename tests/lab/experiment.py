@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import flops
 from chart import line_chart
-from compare import paired, welch
+from compare import paired, welch, welch_interval
 
 from glue_eval import markdown
 from model import BertConfig
@@ -44,11 +44,24 @@ ARMS = {
     "kd-self": "distillation, self, sample",
     "random-40": "random, 40%",
     "blank-sample-40": "self, sample, 40%",
+    "focal-1": "random, focal loss, gamma 1",
+    "focal-2": "random, focal loss, gamma 2",
 }
+MORE = (
+    "blank-low",
+    "blank-mid",
+    "blank-both",
+    "random-40",
+    "blank-sample-40",
+    "focal-1",
+    "focal-2",
+    "kd-self",
+)
 CODE = {  # Python source
     "code-random": "random",
     "code-sample": "self, sample (default)",
     "code-high": "self, high",
+    "code-memory": "self, sample, from memory",
 }
 FEW = {  # twelve epochs of half a million tokens, to explore --reading memory
     "few-random": "random",
@@ -225,7 +238,7 @@ def spread(values, digits: int) -> str:
     return f"{mean} ({np.std(values, ddof=1):.{digits}f})"
 
 
-def p_value(test) -> str:
+def p_text(test) -> str:
     """The p of a test, three digits; empty where the spread is not known."""
     if test is None:
         return ""
@@ -233,48 +246,120 @@ def p_value(test) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def against(base: dict, arm: dict, digits: int) -> list:
-    """Three cells: the mean difference of two arms {seed: value}, p of Welch's test, p of the paired test.
+HEAD = ["against random (95% interval)", "verdict (Welch)"]  # of the two cells of `against`
+LOWER_IS_BETTER = ("better", "worse")  # words for a difference below 0 and one above 0
+HIGHER_IS_BETTER = ("worse", "better")
+SOONER_IS_BETTER = ("sooner", "later")
 
-    The difference has its standard deviation over the shared seeds. The verdict follows Welch's test at 5%.
+
+def against(base: dict, arm: dict, digits: int, words=LOWER_IS_BETTER) -> list:
+    """Two cells: the mean difference of two arms {seed: value} with Welch's 95% interval, and the verdict.
+
+    The verdict follows Welch's test at 5%, which was chosen beforehand; its p stands beside it.
     """
-    shared = [seed for seed in arm if seed in base]
-    gaps = [arm[seed] - base[seed] for seed in shared]
-    difference = f"{np.mean(gaps):+.{digits}f}"
-    if len(gaps) > 1:
-        difference += f" ({np.std(gaps, ddof=1):.{digits}f})"
+    a = list(base.values())
+    b = list(arm.values())
+    difference = float(np.mean(b) - np.mean(a))
+    cell = f"{difference:+.{digits}f}"
+    test = welch(a, b)
+    if test is None:
+        return [cell, ""]
+    low, high = welch_interval(a, b)
+    word = "no difference found"
+    if test[2] < 0.05:
+        word = words[difference > 0]
+    p = p_text(test)
+    return [f"{cell} ({low:+.{digits}f} to {high:+.{digits}f})", f"{word}, p {p if '<' in p else f'= {p}'}"]
 
-    by_welch = welch(list(base.values()), list(arm.values()))
-    verdict = p_value(by_welch)
-    if by_welch and by_welch[2] >= 0.05:
-        verdict += ": no difference found"
-    by_pairs = paired([base[seed] for seed in shared], [arm[seed] for seed in shared])
-    return [difference, verdict, p_value(by_pairs)]
 
-
-def versus(values: dict, base: str, arm: str, digits: int) -> list:
+def versus(values: dict, base: str, arm: str, digits: int, words=LOWER_IS_BETTER) -> list:
     """The cells of `against` for two arms of {arm: {seed: value}}; empty for the base, or without it."""
     if arm == base or base not in values:
-        return ["", "", ""]
-    return against(values[base], values[arm], digits)
+        return ["", ""]
+    return against(values[base], values[arm], digits, words)
 
 
-def pretraining_table() -> str:
+def paired_table(values: dict, base: str, titles: dict, digits: int, what: str) -> str:
+    """{arm: {seed: value}} against the arm `base`, seed by seed. For the end of a page."""
+    table = [[what, "seeds", "difference seed by seed", "p (paired)", "p (Welch)"]]
+    order = [arm for arm in titles if arm in values] + [arm for arm in values if arm not in titles]
+    for arm in [arm for arm in order if arm != base and base in values]:
+        shared = [seed for seed in values[arm] if seed in values[base]]
+        gaps = [values[arm][seed] - values[base][seed] for seed in shared]
+        if len(gaps) < 2 or not np.isfinite(gaps).all():
+            continue
+        by_pairs = paired([values[base][seed] for seed in shared], [values[arm][seed] for seed in shared])
+        by_welch = welch(list(values[base].values()), list(values[arm].values()))
+        mean = f"{np.mean(gaps):+.{digits}f} ({np.std(gaps, ddof=1):.{digits}f})"
+        table.append([titles.get(arm, arm), str(len(gaps)), mean, p_text(by_pairs), p_text(by_welch)])
+    return markdown(table)
+
+
+def losses(known: dict) -> dict:
+    """{arm: {seed: held-out loss}} of the arms that are known."""
+    return {arm: by_seed(rows, "held_out_loss") for arm, rows in by_arm(read("runs"), known).items()}
+
+
+def pretraining_table(known=ARMS) -> str:
     """Held-out loss and cost of every arm, against random masks."""
-    head = ["masks", "seeds", "held-out loss", "accuracy", "against random", "p (Welch)", "p (paired)"]
+    head = ["masks", "seeds", "held-out loss", *HEAD, "accuracy"]
     table = [[*head, "MFLOP per token", "plateau left by"]]
-    arms = by_arm(read("runs"), ARMS)
-    loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
+    arms = by_arm(read("runs"), known)
+    loss = losses(known)
     for arm, rows in arms.items():
         accuracy = by_seed(rows, "held_out_accuracy")
         operations = np.mean([float(row["mflop_a_token"]) for row in rows])
         left = max((row["left_plateau_step"] for row in rows), key=lambda step: (len(step), step))
         comparison = versus(loss, "random", arm, 3)
         cells = [ARMS[arm], str(len(rows))]
-        cells += [spread(list(loss[arm].values()), 3), spread(list(accuracy.values()), 3)]
         left = left if left == "never" else f"step {left}"
-        table.append([*cells, *comparison, f"{operations:.1f}", left])
+        cells += [spread(list(loss[arm].values()), 3), *comparison, spread(list(accuracy.values()), 3)]
+        table.append([*cells, f"{operations:.1f}", left])
     return markdown(table)
+
+
+def frequency_table() -> str:
+    """The control of the earlier series; nothing newer replaces it."""
+    known = {arm: ARMS[arm] for arm in ("random", "blank-high", "frequency")}
+    return pretraining_table(known) if "frequency" in losses(ARMS) else ""
+
+
+def more_table() -> str:
+    """The arms in more-arms, with the random masks of the nine arms, which saw the same text."""
+    if not (FILES / "more-arms").exists():
+        return ""
+    arms = {}
+    for folder, known in (("nine-arms", ("random",)), ("more-arms", MORE)):
+        rows = read(f"{folder}/runs")
+        arms |= by_arm(rows, known)
+    loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
+    table = [["masks", "seeds", "held-out loss", *HEAD, "accuracy", "MFLOP per token"]]
+    for arm, rows in arms.items():
+        cells = [
+            ARMS[arm],
+            str(len(rows)),
+            spread(list(loss[arm].values()), 3),
+            *versus(loss, "random", arm, 3),
+        ]
+        cells.append(spread(list(by_seed(rows, "held_out_accuracy").values()), 3))
+        table.append([*cells, f"{np.mean([float(row['mflop_a_token']) for row in rows]):.1f}"])
+    return markdown(table)
+
+
+def seed_table(what: str) -> str:
+    """What Welch's tests say of one yardstick, beside the paired ones. For the end of a page."""
+    if what == "loss":
+        return paired_table(losses(ARMS), "random", ARMS, 3, "held-out loss, against random")
+    if what == "BLiMP":
+        return paired_table(blimp_scores(), "random", ARMS, 1, "BLiMP, against random")
+    if what == "GLUE":
+        return paired_table(glue_averages(task_scores()), "random", ARMS, 1, "GLUE, against random")
+    if what == "code":
+        return paired_table(code_losses(), "code-random", CODE, 3, "Python source, against random")
+    return paired_table(losses(FEW), what, FEW, 3, f"little text, against {what.removeprefix('few-')}")
+
+
+SEED_TABLES = ("loss", "BLiMP", "GLUE", "code", "few-random", "few-memory")
 
 
 def blimp_scores() -> dict:
@@ -286,9 +371,9 @@ def blimp_scores() -> dict:
 def blimp_table() -> str:
     """BLiMP, percent: a line per arm, against random masks."""
     scores = blimp_scores()
-    table = [["masks", "seeds", "BLiMP", "against random", "p (Welch)", "p (paired)"]]
+    table = [["masks", "seeds", "BLiMP", *HEAD]]
     for arm, values in scores.items():
-        comparison = versus(scores, "random", arm, 1)
+        comparison = versus(scores, "random", arm, 1, HIGHER_IS_BETTER)
         table.append([ARMS[arm], str(len(values)), spread(list(values.values()), 1), *comparison])
     return markdown(table)
 
@@ -335,7 +420,7 @@ def glue_table() -> str:
     scores = task_scores()
     names = shared_tasks(scores)
     averages = glue_averages(scores)
-    table = [["start", "runs", *names, "average", "against random", "p (Welch)", "p (paired)"]]
+    table = [["start", "runs", *names, "average", *HEAD]]
     order = ["from scratch", *ARMS, *(f"{arm}, frozen" for arm in ARMS)]
     for arm in [arm for arm in order if arm in scores]:
         runs = scores[arm].values()
@@ -344,7 +429,7 @@ def glue_table() -> str:
         cells = [title, str(len(runs))]
         cells += [spread([tasks[name] for tasks in runs], 1) for name in names]
         cells.append(spread(list(averages[arm].values()), 1))
-        table.append([*cells, *versus(averages, base, arm, 1)])
+        table.append([*cells, *versus(averages, base, arm, 1, HIGHER_IS_BETTER)])
     return markdown(table)
 
 
@@ -352,29 +437,40 @@ def distillation_table() -> str:
     """What the masks add to distillation: three yardsticks, against distillation with random masks."""
     runs = by_arm(read("runs"), ARMS)
     yardsticks = {
-        "held-out loss": ({arm: by_seed(rows, "held_out_loss") for arm, rows in runs.items()}, 3),
-        "BLiMP": (blimp_scores(), 1),
-        "GLUE": (glue_averages(task_scores()), 1),
+        "held-out loss": (
+            {arm: by_seed(rows, "held_out_loss") for arm, rows in runs.items()},
+            3,
+            LOWER_IS_BETTER,
+        ),
+        "BLiMP": (blimp_scores(), 1, HIGHER_IS_BETTER),
+        "GLUE": (glue_averages(task_scores()), 1, HIGHER_IS_BETTER),
     }
-    head = ["distillation with", "yardstick", "random masks", "these masks", "difference"]
-    table = [[*head, "p (Welch)", "p (paired)"]]
+    head = ["distillation with", "yardstick", "random masks", "these masks"]
+    table = [[*head, "difference (95% interval)", "verdict (Welch)"]]
     for arm in ("kd-self", "kd-teacher", "kd-reducible"):
-        for name, (values, digits) in yardsticks.items():
+        for name, (values, digits, words) in yardsticks.items():
             if arm in values and "kd-random" in values:
                 both = [spread(list(values[one].values()), digits) for one in ("kd-random", arm)]
-                comparison = against(values["kd-random"], values[arm], digits)
+                comparison = against(values["kd-random"], values[arm], digits, words)
                 table.append([ARMS[arm].removeprefix("distillation, "), name, *both, *comparison])
     return markdown(table)
 
 
+def code_losses() -> dict:
+    """{arm: {seed: held-out loss}} of Python source."""
+    rows = read("runs") + read("more-arms/runs")
+    return {arm: by_seed(found, "held_out_loss") for arm, found in by_arm(rows, CODE).items()}
+
+
 def code_table() -> str:
     """Python source: held-out loss against random masks."""
-    table = [["masks", "seeds", "held-out loss", "against random", "p (Welch)", "p (paired)"]]
-    arms = by_arm(read("runs"), CODE)
-    loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
-    for arm, values in loss.items():
-        comparison = versus(loss, "code-random", arm, 3)
-        table.append([CODE[arm], str(len(values)), spread(list(values.values()), 3), *comparison])
+    table = [["masks", "seeds", "held-out loss", *HEAD, "accuracy"]]
+    arms = by_arm(read("runs") + read("more-arms/runs"), CODE)
+    loss = code_losses()
+    for arm, rows in arms.items():
+        cells = [CODE[arm], str(len(rows)), spread(list(loss[arm].values()), 3)]
+        accuracy = spread(list(by_seed(rows, "held_out_accuracy").values()), 3)
+        table.append([*cells, *versus(loss, "code-random", arm, 3), accuracy])
     return markdown(table)
 
 
@@ -429,8 +525,8 @@ def curve_table(milestones=(1000, 2000, 3000, 4000), random_share=0.3) -> str:
 
 def memory_table() -> str:
     """Variants of --reading memory: held-out loss, against random masks and against plain memory."""
-    head = ["masks", "held-out loss", "against random", "p (Welch)", "p (paired)"]
-    table = [[*head, "against memory", "p (Welch)", "p (paired)", "from memory", "MFLOP per token"]]
+    head = ["masks", "held-out loss", *HEAD, "against memory (95% interval)", "verdict (Welch)"]
+    table = [[*head, "from memory", "MFLOP per token"]]
     arms = by_arm(read("runs"), FEW)
     loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
     for arm, rows in arms.items():
@@ -534,10 +630,11 @@ def main():
         (FILES / name).write_text(svg, encoding="utf-8")
         print(f"written to {FILES / name}", file=sys.stderr)
     tables = [pretraining_table(), distillation_table(), blimp_table(), glue_table(), curve_table()]
-    tables += [code_table(), memory_table(), clock_table()]
+    tables += [frequency_table(), more_table(), code_table(), memory_table(), clock_table()]
+    tables += [seed_table(what) for what in SEED_TABLES]
     text = "\n\n".join(table for table in tables if table.count("\n") > 1)  # some are not run yet
     print(text)
-    comparisons = len(re.findall(r"[+-]\d+\.\d+ \(", text))
+    comparisons = len(re.findall(r"p [=<] \d", text))  # a verdict each
     print(
         f"\n{comparisons} comparisons at 5%: about {0.05 * comparisons:.1f} would find a difference by luck"
     )

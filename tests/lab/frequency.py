@@ -80,13 +80,13 @@ class Counting(train.Pretraining):
     def count(self, ids, selected):
         """Add the rows of a step to the tally."""
         if self.step >= self.random_steps:
-            self.tally[0].index_add_(0, ids.flatten(), self.eligible(ids).flatten().long())
+            self.tally[0].index_add_(0, ids.flatten(), self.maskable(ids).flatten().long())
             self.tally[1].index_add_(0, ids.flatten(), selected.flatten().long())
 
     def save(self):
-        """The tally goes first, under its step, so that each of the two checkpoints finds its own."""
+        """The tally goes first, under its step, so that the checkpoint before finds its own."""
         self.saved[self.step] = self.tally.clone()
-        newest = sorted(self.saved)[-3:]
+        newest = sorted(self.saved)[-2:]
         self.saved = {step: self.saved[step] for step in newest}
         facts = {"mask_ratio": self.o.mask_ratio, "random_steps": self.random_steps, "pieces": self.pieces}
         state = facts | {"tally": self.saved}
@@ -138,11 +138,11 @@ class Imitating(Counting):
         o = self.o
         index = np.linspace(0, self.row_count - 1, min(self.row_count, ROWS)).astype(int)
         ids = train.take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep)
-        return weights_for_rates(ids, self.eligible(ids), o.mask_ratio, rates).to(self.device)
+        return weights_for_rates(ids, self.maskable(ids), o.mask_ratio, rates).to(self.device)
 
     def choose(self, ids, index, rng) -> torch.Tensor:
         """Random masks at first; then a draw in which the word alone decides."""
-        eligible = self.eligible(ids)
+        eligible = self.maskable(ids)
         if self.step < self.random_steps:
             return masking.select_positions("random", eligible, self.o.mask_ratio, generator=rng)
         weights = self.weights[ids]

@@ -85,7 +85,7 @@ class SameMasks(train.Pretraining):
 
     def choose(self, ids, index, rng):
         rng = torch.Generator().manual_seed(self.step)
-        eligible = self.eligible(ids.cpu())
+        eligible = self.maskable(ids.cpu())
         selected = masking.select_positions("random", eligible, self.o.mask_ratio, generator=rng)
         return selected.to(self.device)
 
@@ -163,12 +163,13 @@ def variants(lab) -> list[str]:
     by_entropy = "--max-tokens 2000 --entropy-warmup 0 --reading"
     own = f"train.py --masking self {by_entropy}"
     reducible = f"distill.py --masking reducible --teacher TEACHER {by_entropy}"
-    table = f"distill.py --masking teacher --teacher TEACHER {by_entropy}"
+    table = f"distill.py --masking teacher --teacher TEACHER --steps 100 {by_entropy}"  # many epochs
+    in_step = table.replace("--max-tokens 2000", "--max-tokens 0").replace("--steps 100", "--steps 3")
     lines = ["train.py --masking random", "train.py --masking random --whole-word --corruption 100-0-0"]
     for reading in ("blank", "visible", "memory"):
         lines += [f"{own} {reading}", f"{reducible} {reading}"]
     for reading in ("blank", "visible"):
-        lines += [f"train.py --masking teacher --teacher TEACHER {by_entropy} {reading}"]
+        lines += [f"{in_step} {reading}"]
         lines += [f"{table} {reading}"]
     lines += [f"{own} blank --whole-word"]
     lines += [f"{own} memory --accumulate 2 --dropout 0.1", f"{table} blank --accumulate 2 --kd-alpha 1"]

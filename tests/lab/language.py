@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from chart import line_chart
 from easy_tokens import EASY
-from experiment import against, spread
+from experiment import LOWER_IS_BETTER, SOONER_IS_BETTER, against, paired_table, spread
 from focal import FocalPretraining, make_parser
 
 import masking
@@ -340,12 +340,12 @@ def by_arm(results: list) -> dict:
     return {arm: rows for arm, rows in arms.items() if rows}
 
 
-def compared(values: dict, base: str, arm: str, digits: int) -> list:
-    """Difference and both tests of an arm {seed: value} against a base; empty where there is none to make."""
+def compared(values: dict, base: str, arm: str, digits: int, words=LOWER_IS_BETTER) -> list:
+    """Difference and verdict of an arm {seed: value} against a base; empty where there is none to make."""
     complete = [name in values and max(values[name].values()) < math.inf for name in (base, arm)]
     if not all(complete) or arm in (RANDOM, LONGER):
-        return ["", "", ""]
-    return against(values[base], values[arm], digits)
+        return ["", ""]
+    return against(values[base], values[arm], digits, words)
 
 
 def loss_table(results: list) -> str:
@@ -355,7 +355,7 @@ def loss_table(results: list) -> str:
     cost = {arm: np.mean([float(row["gflop"]) for row in rows]) / 1000 for arm, rows in arms.items()}
     head = ["masks", "runs", "steps", "TFLOP", "easy", "keys", "learnable"]
     for base in ("equal steps", "equal operations"):
-        head += [f"against random, {base}", "p (Welch)", "p (paired)"]
+        head += [f"against random, {base} (95% interval)", "verdict (Welch)"]
     lines = [head]
     for arm, rows in arms.items():
         cells = [arm, str(len(rows)), f"{int(rows[0]['steps_made']):,}", f"{cost[arm]:.1f}"]
@@ -363,7 +363,7 @@ def loss_table(results: list) -> str:
         cells.append(spread(list(loss[arm].values()), 2))
         cells += compared(loss, RANDOM, arm, 2)
         as_dear = cost[arm] > 1.01 * cost.get(RANDOM, math.inf)
-        cells += compared(loss, LONGER, arm, 2) if as_dear else ["", "", ""]
+        cells += compared(loss, LONGER, arm, 2) if as_dear else ["", ""]
         lines.append(cells)
     return markdown(lines)
 
@@ -391,29 +391,67 @@ def when(steps) -> str:
     return f"{text}, {missing} of {len(steps)} never" if missing else text
 
 
+def price_of(run: dict, random: dict) -> float:
+    """What a step that reads entropies costs, in steps of a run with random masks."""
+    steps = int(run["steps_made"])
+    if steps <= RANDOM_STEPS:
+        return 1.0
+    random_step = float(random["gflop"]) / int(random["steps_made"])
+    worth = float(run["gflop"]) / random_step  # the whole run, in random steps
+    return (worth - RANDOM_STEPS) / (steps - RANDOM_STEPS)
+
+
 def transition_table(results: list) -> str:
     """When the learnable loss falls below 1 nat: in steps, against random; in operations, against LONGER.
 
     The learning rate of LONGER comes down over the same operations.
     """
     arms = by_arm(results)
-    head = ["masks", "below 1 nat at step", f"against {RANDOM}", "p (Welch)", "p (paired)"]
-    head += ["in steps that cost as much as random ones", f"against {LONGER}", "p (Welch)", "p (paired)"]
+    head = ["masks", "below 1 nat at step", f"against {RANDOM} (95% interval)", "verdict (Welch)"]
+    head += [
+        "in steps that cost as much as random ones",
+        f"against {LONGER} (95% interval)",
+        "verdict (Welch)",
+    ]
     lines = [head]
     plain = {}
     equal = {}
     for arm, rows in arms.items():
-        steps = int(rows[0]["steps_made"])
-        random_step = float(arms[RANDOM][0]["gflop"]) / int(arms[RANDOM][0]["steps_made"])
-        worth = float(rows[0]["gflop"]) / random_step  # the whole run, in random steps
-        price = (worth - RANDOM_STEPS) / (steps - RANDOM_STEPS) if steps > RANDOM_STEPS else 1.0
+        price = price_of(rows[0], arms[RANDOM][0])
         plain[arm] = {row["seed"]: steps_below(row, 1.0) for row in rows}
         equal[arm] = {row["seed"]: steps_below(row, price) for row in rows}
-        cells = [arm, when(list(plain[arm].values())), *compared(plain, RANDOM, arm, 0)]
+        cells = [arm, when(list(plain[arm].values())), *compared(plain, RANDOM, arm, 0, SOONER_IS_BETTER)]
         cells += [when(list(equal[arm].values()))]
-        cells += compared(equal, LONGER, arm, 0) if price > 1.01 else ["", "", ""]
+        cells += compared(equal, LONGER, arm, 0, SOONER_IS_BETTER) if price > 1.01 else ["", ""]
         lines.append(cells)
     return markdown(lines)
+
+
+def seed_table(results: list, what: str) -> str:
+    """Comparisons with random masks seed by seed, of the learnable "loss" or of "steps", for a page's end."""
+    arms = by_arm(results)
+    if what == "loss":
+        values = {arm: {row["seed"]: float(row["learnable_loss"]) for row in arms[arm]} for arm in arms}
+        return paired_table(values, RANDOM, {}, 2, "learnable loss, against random")
+    values = {arm: {row["seed"]: steps_below(row, 1.0) for row in rows} for arm, rows in arms.items()}
+    return paired_table(values, RANDOM, {}, 0, "step below 1 nat, against random")
+
+
+CALIBRATION = ["masks", "runs", "learnable loss", "accuracy", "half correct at step", "entropy less loss"]
+
+
+def calibration_lines(results: list) -> list:
+    """Accuracy and calibration of the learnable tokens at the end, a line of cells per arm that has them."""
+    lines = []
+    for arm, rows in by_arm([row for row in results if row["learnable_accuracy"]]).items():
+        half = [math.inf if row["half_correct"] == "never" else int(row["half_correct"]) for row in rows]
+        cells = [arm, str(len(rows))]
+        for name in ("learnable_loss", "learnable_accuracy"):
+            cells.append(spread([float(row[name]) for row in rows], 2))
+        cells.append(when(half))
+        cells.append(spread([float(row["learnable_calibration"]) for row in rows], 2))
+        lines.append(cells)
+    return lines
 
 
 def mask_table(results: list) -> str:
@@ -450,6 +488,9 @@ def show(results: list, out: Path):
         print(loss_table(rows))
         if RANDOM in by_arm(rows):  # the others are compared with it
             print(f"\n{transition_table(rows)}")
+        if lines := calibration_lines(rows):
+            print(f"\n{markdown([CALIBRATION, *lines])}")
+        print(f"\n{seed_table(rows, 'loss')}\n\n{seed_table(rows, 'steps')}")
         if any(row["masked"] for row in rows):
             print(f"\nWhat is masked, on average at the evaluations from step {EARLY[0]} to {EARLY[1]}:\n")
             print(mask_table(rows))

@@ -4,6 +4,7 @@ Options, text and everything else are train.py's. What the variants bring is in 
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -43,7 +44,7 @@ class Variant(train.Pretraining):
         super().__init__(o)
 
     def choose(self, ids, index, rng) -> torch.Tensor:
-        """As in train.py, but in every n-th epoch by the entropies of real blanks."""
+        """As in train.py, but in every n-th epoch by the entropies of real blanks; a share is random."""
         o = self.o
         if self.step < self.random_steps:
             return super().choose(ids, index, rng)
@@ -56,13 +57,13 @@ class Variant(train.Pretraining):
         else:
             selected = super().choose(ids, index, rng)
         known = ~self.memory.values[self.send(index)].isnan()
-        self.seen.update({"remembered": (selected & known).sum()})
+        train.add(self.seen, {"remembered": (selected & known).sum()})
         return selected
 
     def choose_in_part(self, ids, index, rng) -> torch.Tensor:
         """From memory, but --random-share of the masks are drawn from the positions that are left."""
         o = self.o
-        eligible = self.eligible(ids)
+        eligible = self.maskable(ids)
         settings = {"generator": rng, "word_start": ~self.continues[ids] if o.whole_word else None}
         entropy = self.memory.read(self.send(index))
         ratio = (1 - o.random_share) * o.mask_ratio
@@ -75,19 +76,10 @@ class Variant(train.Pretraining):
     def choose_by_blanks(self, ids, rng) -> torch.Tensor:
         """What train.py does with --reading blank."""
         o = self.o
-        eligible = self.eligible(ids)
-        word_start = ~self.continues[ids] if o.whole_word else None
-        candidates = masking.draw_candidates(eligible, o.mask_ratio, o.candidates, rng, word_start)
-        width = masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)
-        entropy = torch.zeros(ids.shape, device=self.device)
-        for rows in self.slices:
-            with self.autocast():
-                found = masking.blank_entropy(self.model, ids[rows], candidates[rows], self.mask, width)
-            entropy[rows] = found
-        self.sum_over_processes(entropy)
-        return masking.select_positions(
-            o.select, eligible, o.mask_ratio, entropy, candidates, o.select_temperature, rng, word_start
-        )
+        words = ~self.continues[ids] if o.whole_word else None
+        read = partial(self.read, self.model, ids)
+        settings = (o.mask_ratio, o.candidates, o.select_temperature, rng, words)
+        return masking.choose_masks(read, self.maskable(ids), o.select, *settings)[0]
 
     def update(self):
         """One step; before and after it, what is remembered [rows, T] (nats) of its rows changes."""
@@ -106,16 +98,15 @@ class Variant(train.Pretraining):
 
         if o.read_seen:
             # A forward pass of its own, to keep this short: the step has made the same one.
-            corrupted, selected = self.last
             with self.autocast():
-                seen = masking.visible_entropy(self.model, corrupted)
-            new = torch.where(selected, new, seen.half())
+                seen = masking.visible_entropy(self.model, self.last["ids"])
+            new = torch.where(self.last["selected"], new, seen.half())
         memory.values[index] = new
 
-    def mask_figures(self) -> dict:
+    def mask_figures(self, ids, selected) -> dict:
         """As in train.py, and the share of the masks at places with a remembered entropy."""
-        remembered = self.seen["remembered"] / self.seen["ids"].sum()
-        return super().mask_figures() | {"remembered_share": float(remembered)}
+        remembered = self.seen.get("remembered", 0) / self.seen["ids"].sum()
+        return super().mask_figures(ids, selected) | {"remembered_share": float(remembered)}
 
 
 if __name__ == "__main__":

@@ -128,3 +128,19 @@ def test_every_colour_can_be_read_on_light_and_dark_pages(page):
 
 def test_the_title_is_text_even_where_it_looks_like_markup():
     assert picture().find(f"{SVG}title").text == "Title <1>"
+
+
+def test_bars_reach_from_their_low_to_their_high_end_and_fit_into_the_picture():
+    lines = {"a": ("blue", [0, 10], [0.0, 10.0])}
+    svg = chart.line_chart("Title", lines, "x", "y", bars={"a": [(-20, 5), (0, 30)]})
+    dots = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg)]
+    bars = re.findall(r'd="M([\d.]+) ([\d.]+)V([\d.]+)"', svg)
+    bars = [tuple(map(float, bar)) for bar in bars]
+    assert [x for x, _ in dots] == [x for x, _, _ in bars]
+    nat = (dots[0][1] - dots[1][1]) / 10  # pixels of one unit; y grows downwards
+    for (_, y), (_, low, high), (below, above) in zip(dots, bars, [(20, 5), (10, 20)], strict=True):
+        assert low - y == pytest.approx(below * nat, abs=0.2) and y - high == pytest.approx(
+            above * nat, abs=0.2
+        )
+    assert max(low for _, low, _ in bars) < chart.HEIGHT - chart.BOTTOM
+    assert min(high for _, _, high in bars) > chart.TOP

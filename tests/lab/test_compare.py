@@ -30,6 +30,22 @@ def test_p_is_the_textbook_value():
         assert compare.two_sided_p(t, nu) == pytest.approx(0.05, abs=1e-6), nu
 
 
+def test_the_interval_is_the_textbook_s():
+    # With 3 and 3 runs of equal deviation 1, nu = 4 and t = 2.776: 2 -+ 2.776 sqrt(2/3)
+    low, high = compare.welch_interval([1, 2, 3], [3, 4, 5])
+    half = pytest.approx(2.776445 * math.sqrt(2 / 3), rel=1e-5)
+    assert 2 - low == half and high - 2 == half
+    assert compare.welch_interval([1, 2, 3], [1, 2, 3])[1] == half, "no difference, with an interval"
+    assert compare.welch_interval([1], [1, 2]) is None
+    stats = pytest.importorskip("scipy.stats")
+    a, b = [1.0, 2.0, 4.0, 4.5], [3.0, 3.1, 3.3]
+    expected = stats.ttest_ind(b, a, equal_var=False).confidence_interval()
+    assert compare.welch_interval(a, b) == (
+        pytest.approx(expected.low, rel=1e-3),
+        pytest.approx(expected.high, rel=1e-3),
+    )
+
+
 def test_both_agree_with_scipy():
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""The lab report's tables and figures are what the raw results say; its statistics, by hand."""
+"""What experiment.py makes of runs: small files, tables with their statistics, by hand."""
 
 import csv
 import json
@@ -11,59 +11,17 @@ from conftest import PROJECT
 from model import BertConfig, BertForMaskedLM
 
 LAB = PROJECT / "tests/lab"
-TABLES = [experiment.pretraining_table, experiment.glue_table, experiment.curve_table]
-TABLES += [experiment.memory_table, experiment.clock_table, experiment.distillation_table]
-TABLES += [experiment.blimp_table, experiment.code_table]
-PROGRAMS = ("train.py", "distill.py", "memory_variants.py", "frequency.py")
+PROGRAMS = ("train.py", "distill.py", "memory_variants.py", "frequency.py", "focal.py")
+SERIES = ["results", "results/nine-arms", "results/more-arms"]
 
 
-@pytest.mark.parametrize("table", TABLES)
-@pytest.mark.parametrize("folder", ["results", "results/nine-arms"])
-def test_the_tables_in_the_report_are_those_of_the_raw_results(folder, table, monkeypatch):
-    monkeypatch.setattr(experiment, "FILES", LAB / folder)
-    report = (LAB / "README.md").read_text(encoding="utf-8")
-    head, _, *lines = table().splitlines()
-    for line in [head, *lines] if lines else []:  # an empty table is not shown
-        assert line in report, f"the report lacks this line of `python tests/lab/experiment.py`:\n{line}"
-
-
-@pytest.mark.parametrize("folder", ["results", "results/nine-arms"])
-def test_the_figures_in_the_report_are_those_of_the_raw_results(folder, monkeypatch):
-    monkeypatch.setattr(experiment, "FILES", LAB / folder)
-    report = (LAB / "README.md").read_text(encoding="utf-8")
-    for name, svg in experiment.figures().items():
-        stored = (LAB / folder / name).read_text(encoding="utf-8")
-        assert stored == svg, f"{name} is older than its CSV: run `python tests/lab/experiment.py`"
-        assert f"]({folder}/{name})" in report, f"the report does not show {name}"
-
-
-@pytest.mark.parametrize("folder", ["results", "results/nine-arms"])
+@pytest.mark.parametrize("folder", SERIES)
 def test_every_run_has_the_command_that_made_it(folder, monkeypatch):
     monkeypatch.setattr(experiment, "FILES", LAB / folder)
     for row in experiment.read("runs"):
         program = row["command"].removeprefix("python ").partition(" ")[0]
         assert program.rpartition("/")[2] in PROGRAMS, row["run"]
         assert f"--out runs/{row['run']}" in row["command"] and len(row["commit"]) == 7
-
-
-def anchors(text: str) -> set:
-    """The anchors that GitHub makes of a page's headings."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", ["tests/README.md", "tests/lab/README.md"])
-def test_links_lead_to_files_and_headings_that_exist(page):
-    page = PROJECT / page
-    text = page.read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)]+)\)", text)
-    assert links, "the page has links"
-    for link in links:
-        path, _, anchor = link.partition("#")
-        target = page.parent / path if path else page
-        assert target.exists(), f"{page} links to {path}, which does not exist"
-        if anchor:
-            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page} links to #{anchor}"
 
 
 def write(folder, name, rows):
@@ -87,14 +45,17 @@ def test_means_deviations_and_tests_by_hand(tmp_path, monkeypatch):
     head, _, random, high, memory = map(cells, experiment.pretraining_table().splitlines())
     assert random[2] == "5.100 (0.100)", "mean and sample standard deviation of 5.0, 5.1, 5.2"
     # Differences by seed -1, -1, -.9: mean -.967, deviation .0577. Variances .01 and .0233, so Welch's
-    # t = .967 / sqrt(.0333 / 3) = 9.17 with .0333^2 / (.01^2 / 2 + .0233^2 / 2) = 3.45 degrees of freedom.
+    # t = .967 / sqrt(.0333 / 3) = 9.17 with .0333^2 / (.01^2 / 2 + .0233^2 / 2) = 3.45 degrees of freedom,
+    # where SciPy has p = .0015 and the interval -.967 -+ .312.
+    assert high[3:5] == ["-0.967 (-1.279 to -0.655)", "better, p = 0.002"]
+    # Means 5.1 and 5.107, variances .01 and .0101: t = .082, and SciPy's p is .939.
+    assert memory[3].startswith("+0.007 (-0.2") and memory[4] == "no difference found, p = 0.939"
+
+    lines = {line[0]: line for line in map(cells, experiment.seed_table("loss").splitlines())}
     # The paired t = .967 / (.0577 / sqrt(3)) = 29.0 with 2, where p = 1 - t / sqrt(t^2 + 2) = .0012.
-    assert high[4] == "-0.967 (0.058)"
-    assert 0.0005 < float(high[5]) < 0.005, "Welch's p for t = 9.17, 3.45 degrees of freedom"
-    assert high[6] == "0.001", "the paired p, in closed form for two degrees of freedom"
+    assert lines["self, high"][2:4] == ["-0.967 (0.058)", "0.001"]
     # Differences 0, .02, 0: mean .0067, deviation .0115; paired t = 1 with 2 degrees of freedom.
-    assert memory[4] == "+0.007 (0.012)" and memory[5].endswith(": no difference found")
-    assert memory[6] == f"{1 - 1 / 3**0.5:.3f}", "p = 1 - t / sqrt(t^2 + 2)"
+    assert lines["self, sample, from memory"][2:4] == ["+0.007 (0.012)", f"{1 - 1 / 3**0.5:.3f}"]
 
 
 def test_glue_scores_are_averaged_over_metrics_then_tasks(tmp_path, monkeypatch):
@@ -113,7 +74,8 @@ def test_glue_scores_are_averaged_over_metrics_then_tasks(tmp_path, monkeypatch)
     head, _, scratch, random, frozen = map(cells, experiment.glue_table().splitlines())
     # MRPC: the mean of two metrics, 60 and 70; QNLI 50 and 60; the average of tasks 55 and 65
     assert random[2:5] == ["65.0 (7.1)", "55.0 (7.1)", "60.0 (7.1)"]
-    assert scratch[3] == "45.0 (7.1)" and scratch[5] == "-10.0 (0.0)"
+    # 10 points lower; sqrt(50 / 2 + 50 / 2) = 7.07 with 2 degrees of freedom, t(.975) = 4.303
+    assert scratch[3] == "45.0 (7.1)" and scratch[5] == "-10.0 (-40.4 to +20.4)"
     assert frozen[0] == "random, frozen" and frozen[2:5] == random[2:5]
     assert frozen[5] == "", "frozen encoders are compared with the frozen one of random masks, which it is"
 
@@ -134,9 +96,10 @@ def test_distilled_arms_are_compared_with_distillation_with_random_masks(tmp_pat
         "held-out loss",
         "4.050 (0.071)",
         "3.850 (0.071)",
-        "-0.200 (0.141)",
+        "-0.200 (-0.504 to +0.104)",  # 4.3027 x .0707, the t of 2 degrees of freedom
     ]
-    assert blimp[1:5] == ["BLiMP", "40.5 (0.7)", "38.5 (0.7)", "-2.0 (1.4)"]
+    assert blimp[1:5] == ["BLiMP", "40.5 (0.7)", "38.5 (0.7)", "-2.0 (-5.0 to +1.0)"]
+    assert loss[5] == blimp[5] == "no difference found, p = 0.106", "SciPy: t = 2.828 with 2"
     _, _, random, *_ = map(cells, experiment.blimp_table().splitlines())
     assert random[:4] == ["random", "2", "50.0 (0.0)", ""]
 

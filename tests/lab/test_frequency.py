@@ -167,10 +167,22 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(make, tmp_path, monke
         assert torch.equal(one, other), "and end with the same weights"
 
 
-def test_each_of_the_two_checkpoints_finds_its_own_count(make, tmp_path):
-    whole = make("count", "--entropy-warmup", 1, out="a")
-    (tmp_path / "a/checkpoint.pt").write_bytes(b"damaged")
-    again = make("count", "--resume", out="a")  # from checkpoint.previous.pt, step 4
+def test_a_run_that_died_between_its_count_and_its_checkpoint_finds_the_count_before(
+    make, tmp_path, monkeypatch
+):
+    whole = make("count", "--entropy-warmup", 1, out="whole")
+    save = frequency.train.Pretraining.save
+
+    def die_at_the_end(self):
+        if self.step == 8:
+            raise SystemExit("died")
+        save(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frequency.train.Pretraining, "save", die_at_the_end)
+        with pytest.raises(SystemExit, match="died"):
+            make("count", "--entropy-warmup", 1, out="broken")
+    again = make("count", "--resume", out="broken")  # from step 4
     assert torch.equal(whole.tally, again.tally)
 
 

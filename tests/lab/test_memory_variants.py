@@ -27,7 +27,8 @@ def memory_after_a_step(monkeypatch, **settings):
 
     def update(self):
         self.memory.values[0, :2] = 3
-        self.last = (torch.zeros(1, 4, dtype=torch.long), torch.tensor([[True, True, False, False]]))
+        selected = torch.tensor([[True, True, False, False]])
+        self.last = {"ids": torch.zeros(1, 4, dtype=torch.long), "selected": selected}
 
     monkeypatch.setattr(program.Pretraining, "update", update)
     run.update()
@@ -117,7 +118,7 @@ def test_a_share_of_the_masks_is_drawn_from_the_rest_of_the_row(words):
     run.device = torch.device("cpu")
     run.memory = masking.EntropyMemory(rows, 100, run.device)
     run.memory.values = torch.arange(100.0).expand(rows, 100).half()
-    run.eligible = lambda ids: torch.ones_like(ids, dtype=torch.bool)
+    run.maskable = lambda ids: torch.ones_like(ids, dtype=torch.bool)
     run.continues = torch.arange(100) % 2 == 1  # two pieces a word
     ids = torch.arange(100).expand(rows, 100)
     selected = run.choose_in_part(ids, torch.arange(rows), torch.Generator().manual_seed(0))
@@ -132,3 +133,23 @@ def test_what_cannot_work_is_refused(make):
     for options in refused:
         with pytest.raises(SystemExit, match="leave --reading out|from 0 to 1"):
             make(memory_variants.Variant, memory_variants.make_parser(), *options)
+
+
+def test_a_share_of_the_masks_is_random_and_the_rest_is_the_rules(make, monkeypatch):
+    # At places with an entropy of 9 the rule masks first; half of the masks is left to chance.
+    chosen = []
+    choose = memory_variants.Variant.choose
+
+    def noted(self, ids, index, rng):
+        self.memory.values[:] = 1
+        self.memory.values[:, 1:6] = 9
+        chosen.append(choose(self, ids, index, rng))
+        return chosen[-1]
+
+    monkeypatch.setattr(memory_variants.Variant, "choose", noted)
+    options = ("--select", "high", "--entropy-warmup", 0, "--random-share", 0.5)
+    make(memory_variants.Variant, memory_variants.make_parser(), *options)
+    selected = torch.cat(chosen)
+    assert (selected.sum(-1) == 4).all(), "k = 4 masks in each row: two by the rule, two at random"
+    assert (selected[:, 1:6].sum(-1) >= 2).all(), "the rule's two are where the entropy is high"
+    assert selected[:, 6:].float().sum(-1).mean() > 1, "most of the other places are elsewhere"

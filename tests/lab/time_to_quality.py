@@ -163,7 +163,7 @@ def make_run(program: str, lr: float, seed: int, o) -> dict:
     seconds, loss, accuracy = curve[-1]
     speed = run.step * settings.batch_size * settings.seq_len / seconds
     result = {"program": program, "lr": f"{lr:g}", "seed": str(seed), "seconds": f"{o.seconds:g}"}
-    result |= {"steps": run.step, "tokens_per_second": round(speed), "floor": f"{run.floor:.4f}"}
+    result |= {"steps": run.step, "tokens_per_second": round(speed), "floor": f"{run.unigram_loss:.4f}"}
     result |= {"held_out_loss": f"{loss:.4f}", "accuracy": f"{accuracy:.4f}"}
     result["curve"] = " ".join(f"{seconds:.2f}:{loss:.4f}" for seconds, loss, _ in curve)
     return result
