@@ -66,7 +66,8 @@ def kd_loss(student_logits, teacher_logits, labels, temperature: float) -> torch
     kind = torch.promote_types(student_logits.dtype, torch.float32)
     log_q = (student_logits.to(kind) / temperature).log_softmax(-1)
     log_p = (teacher_logits.to(kind) / temperature).log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    p = log_p.exp()
+    kl = (p * (log_p - log_q)).masked_fill(p == 0, 0).sum(-1)  # 0 x -inf would be NaN
     return temperature**2 * kl.masked_fill(labels == IGNORE, 0).sum()
 
 
@@ -262,7 +263,7 @@ class Distillation(train.Pretraining):
             with torch.no_grad():
                 wanted = self.teacher(ids, places=places)
             logits = self.model(ids, places=places)
-        cross_entropy, right, entropy = train.MaskedLoss.apply(logits, labels)
+        cross_entropy, right, entropy = train.MaskedLoss.apply(logits, labels, self.compiled_loss)
         kl = kd_loss(logits, wanted, labels, temperature)
         loss = (1 - alpha) * cross_entropy + alpha * kl
         agreed = (logits.argmax(-1) == wanted.argmax(-1)) & (labels != IGNORE)

@@ -520,6 +520,19 @@ def added_words(folder, settings: dict, words: list[dict]) -> list[dict]:
     return [found[number] for number in sorted(found, key=int)]
 
 
+def text_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that reads text: "[MASK]", written in a text, is text there, and added words stay whole.
+
+    (The library knows one switch for all special words, and a checkpoint may call [URL] special.)
+    """
+    whole = json.loads(tokenizer.to_str())
+    for word in whole["added_tokens"]:
+        word["special"] = word["content"] in SPECIAL_TOKENS
+    copy = Tokenizer.from_str(json.dumps(whole))
+    copy.encode_special_tokens = True
+    return copy
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder, longest: int = 512):
     """Write tokenizer.json, vocab.txt and tokenizer_config.json, as `transformers` reads them."""
     folder, vocab, rules = Path(folder), tokenizer.get_vocab(), tokenizer.normalizer

@@ -11,6 +11,7 @@ import ast
 import ctypes
 import gzip
 import hashlib
+import inspect
 import lzma
 import os
 import platform
@@ -20,8 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 import warnings
 import zlib
+from array import array
 from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
@@ -33,16 +36,28 @@ os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # GNU's OpenMP
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
 
 import numpy as np
+import tokenizers
 import torch
 import torch.distributed as dist
 from tokenizers import BertWordPieceTokenizer, Tokenizer
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 import masking
 import model as bert
 from masking import IGNORE
+from model import (
+    SPECIAL_TOKENS,
+    atomic_write,
+    load_tokenizer,
+    read_json,
+    save_tokenizer,
+    text_tokenizer,
+    write_json,
+)
 
-HELD_OUT = 0.02  # share of the documents
+HELD_OUT = 0.02  # share of the text, from half of that to 2.5 times as much
+KNOWN = 50  # characters of a paragraph that no exam asks for if the training text has it too
 EXAM_ROWS = 512
 EXAM_RATIO = 0.15  # the held-out exam is the same for every run, whatever ratio it trains with
 PLATEAU = 0.3  # nats below the unigram loss at which a run has left the plateau
@@ -129,6 +144,17 @@ def refuse_longer_rows(folder, seq_len: int):
 
 # ---- text ----
 
+NO_TEXT = {  # how a file begins that is no plain text: what it is, and the remedy
+    rb"PK\x03\x04|\xd0\xcf\x11\xe0|\{\\rtf|%PDF": "an archive, a PDF or a document of Office: save its text",
+    rb"BZh|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|PAR1": "packed in a way that is not read here: unpack FILE",
+    rb"\xff\xfe|\xfe\xff": "UTF-16: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+    rb'\s*(\[?\s*\{\s*"([^"\\]|\\.)*"\s*:|\[\s*"([^"\\]|\\.)*("\s*[,\]]|\\?$))': "JSON: write its texts to a "
+    "file, as in README, A corpus",
+    rb"(?i)\s*<(doc\b|[a-z]+ [a-z:-]+ ?=|\?xml|!doctype|html|mediawiki)": "markup, which would be learned: "
+    "remove it (WikiExtractor's: sed -E 's#^</?doc.*##' FILE > NEW)",
+}
+UNPACK = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}  # by the first bytes of a file
+
 
 def builtin_corpus(cache) -> Path:
     """English documentation on this machine as a text file in the cache, one document per source file.
@@ -136,7 +162,8 @@ def builtin_corpus(cache) -> Path:
     Paragraphs of words, not of code, from the long strings of Python's, torch's and numpy's source: native
     functions get their docstrings as an argument. Nothing is run.
     """
-    path = Path(cache) / f"documentation-{platform.python_version()}-{torch.__version__}-{np.__version__}.txt"
+    versions = f"{platform.python_version()}-{torch.__version__}-{np.__version__}-{TEXT_RULES}"
+    path = Path(cache) / f"documentation-{versions}.txt"
     if path.is_file():
         return path
     word = re.compile(r"(?<!\S)[(\"'`]*[A-Za-z][a-z'-]*[.,;:?!)\"'`]*(?!\S)")
@@ -155,33 +182,51 @@ def builtin_corpus(cache) -> Path:
             prose = [" ".join(block) for block in blocks if len(block) >= 6 and ">>>" not in block]
             prose = [text for text in prose if len(word.findall(text)) >= 0.7 * len(text.split())]
             documents.append("\n".join(prose) + "\n\n")
-    bert.atomic_write(path, lambda file: file.write("".join(documents).encode("utf-8", "replace")))
+    atomic_write(path, lambda file: file.write("".join(documents).encode("utf-8", "replace")))
     return path
 
 
+def open_text(path):
+    """A text file, unpacked where it is packed. Raises ValueError for what is no plain text."""
+    with open(path, "rb") as file:
+        first = file.read(6)
+    unpack = next((UNPACK[begin] for begin in UNPACK if first.startswith(begin)), open)
+    with unpack(path, "rb") as file:
+        head = file.read(1000).removeprefix(b"\xef\xbb\xbf")  # a mark that some editors write
+    for begin, what in NO_TEXT.items():
+        if re.match(begin, head):
+            raise ValueError(f"{path} is no plain text but {what.replace('FILE', str(path))}")
+    return unpack(path, "rb")
+
+
 def read_documents(paths):
-    """The documents of .txt, .gz or .xz files: lists of at most 1,000 paragraphs. ValueError for no text."""
+    """The paragraphs of files, up to 1,000 at a time, and whether their document ends there: (list, bool).
+
+    A document ends at an empty line and at the end of a file. Raises ValueError for what is no plain text.
+    """
     for path in paths:
-        opener = {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)
-        document = []
+        paragraphs = []
         number = 0
         try:
-            with opener(path, "rb") as file:
+            with open_text(path) as file:
                 for number, line in enumerate(file, 1):
                     text = line.decode("utf-8").strip()
-                    if "\0" in text or (number == 1 and text.startswith('{"')):
-                        raise ValueError(f"{path} is no plain text (an archive? JSON?): write its text alone")
+                    if "\0" in text:
+                        raise ValueError(
+                            f"{path}, line {number}: no plain text (an archive? UTF-16? iconv -f UTF-16LE)"
+                        )
+                    if paragraphs and (not text or len(paragraphs) == 1000):
+                        yield paragraphs, not text
+                        paragraphs = []
                     if text:
-                        document.append(text)
-                    if document and (not text or len(document) == 1000):
-                        yield document
-                        document = []
+                        paragraphs.append(text)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: no UTF-8 text ({error.reason})") from None
+            remedy = f"if it is Latin-1: iconv -f LATIN1 -t UTF-8 {path} > NEW"
+            raise ValueError(f"{path}, line {number}: no UTF-8 text ({error.reason}); {remedy}") from None
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise ValueError(f"{path} is damaged or truncated after line {number} ({error})") from None
-        if document:
-            yield document
+        if paragraphs:
+            yield paragraphs, True
 
 
 def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
@@ -191,60 +236,144 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     """
     learner = BertWordPieceTokenizer(lowercase=not cased)
     counts = Counter()
-    for document in read_documents(paths):
-        counts.update(learner.normalize(" ".join(document)))
+    for paragraphs, _ in read_documents(paths):
+        counts.update(learner.normalizer.normalize_str(" ".join(paragraphs)))
     frequent = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
     covered = np.cumsum([0, *(counts[c] for c in frequent)])  # of the text, by so many characters
     enough = int(np.searchsorted(covered, 0.995 * covered[-1]))  # thousands in Chinese, for example
     limit = max(min(1000, size // 4), min(enough, size // 2 - 5))
     alphabet = sorted(frequent[:limit])
     within = ["##" + c for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
-    first = [*bert.SPECIAL_TOKENS, *alphabet, *within]
+    first = [*SPECIAL_TOKENS, *alphabet, *within]
     settings = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "special_tokens": first}
-    learner.train_from_iterator(read_documents(paths), size, show_progress=False, **settings)
+    texts = (paragraphs for paragraphs, _ in read_documents(paths))
+    learner.train_from_iterator(texts, size, show_progress=False, **settings)
     return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab(), lowercase=not cased).to_str())
 
 
 def tokenise(paths, tokenizer: Tokenizer, folder: Path):
-    """Write two streams of token ids (int32) into a folder: train.ids and held_out.ids.
+    """Write two streams of token ids (int32), train.ids and held_out.ids, and facts.json about the text.
 
-    A paragraph that occurred before, except for case, spaces and digits, is left out, so that none is on both
-    sides. A document's side follows from a hash of the text that is left.
+    [SEP] stands after each document. Nothing is left out of the training text; of the held-out text, each
+    paragraph of KNOWN characters or more that the training text has too, so that no exam asks for it.
     """
-    tokenizer.encode_special_tokens = True  # a literal "[MASK]" in a text stays text
-    seen = set()
-    with open(folder / "train.ids", "wb") as train, open(folder / "held_out.ids", "wb") as held_out:
-        for document in tqdm(read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None):
-            new = []
-            for paragraph in document:
-                plain = re.sub(r"\d+", "0", " ".join(paragraph.lower().split()))
-                key = hashlib.blake2b(plain.encode(), digest_size=8).digest()
-                if key not in seen:
-                    seen.add(key)
-                    new.append(paragraph)
-            side = held_out if zlib.crc32("\n".join(new).encode()) < HELD_OUT * 2**32 else train
-            for encoding in tokenizer.encode_batch_fast(new, add_special_tokens=False):
-                side.write(np.array(encoding.ids, np.int32).tobytes())
+    reader = text_tokenizer(tokenizer)
+    unknown, sep = (tokenizer.token_to_id(token) for token in ("[UNK]", "[SEP]"))
+    facts = Counter(unknown=0, too_long=0)
+    table = array(
+        "q"
+    )  # of each paragraph and each [SEP]: tokens, hash, does its document's hash hold it out?
+    begins = True
+    with open(folder / "text.ids", "wb") as stream:
+        documents = tqdm(read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None)
+        for paragraphs, ends in documents:
+            if begins:  # a long document comes in parts: the first decides for all
+                by_hash = zlib.crc32("\n".join(paragraphs).encode()) < HELD_OUT * 2**32
+            begins = ends
+            strange = []  # paragraphs with [UNK]
+            encodings = reader.encode_batch_fast(paragraphs, add_special_tokens=False)
+            for text, encoding in zip(paragraphs, encodings, strict=True):
+                ids = np.array(encoding.ids, np.int32)
+                stream.write(ids.tobytes())
+                table.extend((len(ids), hash(text) if len(text) >= KNOWN else 0, by_hash))
+                if (ids == unknown).any():
+                    strange.append(text)
+            if ends:
+                stream.write(np.int32(sep).tobytes())
+                table.extend((1, 0, by_hash))
+
+            facts.update(lines=len(paragraphs), documents=ends)
+            facts.update(characters=sum(len("".join(text.split())) for text in paragraphs))
+            for encoding in reader.encode_batch(strange, add_special_tokens=False):
+                pieces = zip(encoding.ids, encoding.offsets, strict=True)
+                spans = [end - start for number, (start, end) in pieces if number == unknown]
+                facts.update(unknown=sum(spans), too_long=sum(span for span in spans if span > 100))
+            if facts["words"] < 50_000:  # the beginning tells what lower-casing does
+                words = " ".join(paragraphs).split()
+                facts.update(words=len(words), changed=sum(is_changed(word, tokenizer) for word in words))
+
+    # Which side a paragraph is on is settled last, when it is known how much there is.
+    if not facts["lines"]:
+        raise ValueError(f"{paths[0]}: 0 tokens are too few to learn from")
+    tokens, held_out, known = split(*np.frombuffer(table, np.int64).reshape(-1, 3).T)
+    stops = tokens.cumsum()
+    start = 0
+    ids = np.memmap(folder / "text.ids", np.int32, "r")
+    with open(folder / "train.ids", "wb") as train, open(folder / "held_out.ids", "wb") as held:
+        for last in np.flatnonzero(np.diff(held_out + 2 * known, append=-1)):  # of each run of one kind
+            if not known[last]:
+                ids[start : stops[last]].tofile(held if held_out[last] else train)
+            start = stops[last]
+    del ids
+    (folder / "text.ids").unlink()
+    exam = np.fromfile(folder / "held_out.ids", np.int32)
+    empty = (exam == sep) & (np.append(sep, exam[:-1]) == sep)  # of a document of which nothing is left
+    exam[~empty].tofile(folder / "held_out.ids")
+    write_json(folder / "facts.json", facts | {"left_out": int(known.sum())})
+
+
+def split(tokens, keys, by_hash):
+    """Deal paragraphs: (tokens [n], which are held out, which of these are left out as known: bool [n]).
+
+    tokens, keys, by_hash [n]: see tokenise. Held out are whole documents by their hash, if that gives between
+    half of HELD_OUT and 2.5 times as much, else the end of the text, cut inside a paragraph if it must be.
+    """
+    total = tokens.sum()
+    least, most = HELD_OUT / 2 * total, 2.5 * HELD_OUT * total
+    left = total - tokens.cumsum() + tokens  # from the start of each paragraph to the end of the text
+    if not ((least <= left) & (left <= most)).any():
+        long = np.flatnonzero(left > most)[-1]  # this paragraph becomes two
+        before = left[long] - round(HELD_OUT * total)
+        tokens = np.insert(tokens, long, before)
+        tokens[long + 1] -= before
+        keys, by_hash = np.insert(keys, long, 0), np.insert(by_hash, long, by_hash[long])
+        left = total - tokens.cumsum() + tokens
+    for held_out in (by_hash > 0, left <= HELD_OUT * total, left <= most):
+        known = held_out & (keys != 0)
+        known[known] = np.isin(keys[known], keys[~held_out])
+        if least <= tokens[held_out & ~known].sum() <= most:
+            break
+    return tokens, held_out, known
+
+
+def is_changed(word: str, tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer takes capitals, accents or other marks away. (Spaces around Chinese are none.)"""
+    read = "".join(tokenizer.normalizer.normalize_str(word).split())
+    return unicodedata.normalize("NFC", read) != unicodedata.normalize("NFC", word)
+
+
+# Text that was prepared by other rules is not used again: of these functions, constants, this tokenizers.
+RULES = (builtin_corpus, open_text, read_documents, learn_vocabulary, tokenise, split, text_tokenizer)
+SETTINGS = (HELD_OUT, KNOWN, NO_TEXT, tokenizers.__version__)
+TEXT_RULES = hashlib.sha256(f"{[*map(inspect.getsource, RULES)]} {SETTINGS}".encode()).hexdigest()[:8]
 
 
 def prepare_text(o):
     """(tokenizer, training ids, held-out ids, name of the text); ids are memory-mapped, a stream per side.
 
-    Tokenised once, into a cache folder that is named after the content of corpus and vocabulary when it is
-    complete. Raises OSError or ValueError for text that is missing, damaged or too short.
+    Tokenised once, into a cache folder that is named after the content of corpus and vocabulary and after
+    the rules, when it is complete. Raises OSError or ValueError for text that cannot be used.
     """
     cache = Path(o.cache)
     cache.mkdir(parents=True, exist_ok=True)
     paths = o.corpus or [builtin_corpus(cache)]
     tokenizer = None
     if o.from_ or o.vocab:
-        tokenizer = bert.load_tokenizer(o.from_ or o.vocab, lowercase=False if o.cased else None)
+        tokenizer = load_tokenizer(o.from_ or o.vocab, lowercase=False if o.cased else None)
+    settings = Path(o.vocab) / "tokenizer_config.json"
+    if o.cased and o.vocab and settings.is_file() and read_json(settings).get("do_lower_case"):
+        raise ValueError(f"{o.vocab} has no capital letters: leave --cased out, or take a cased vocabulary")
     name = hashlib.sha256((tokenizer.to_str() if tokenizer else f"learn {o.vocab_size} {o.cased}").encode())
     for path in paths:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError(
+                f"{path} is a folder or a pipe, which can be read only once: write its text to a file"
+            )
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 name.update(block)
-    folder = cache / name.hexdigest()[:16]
+        name.update(b"\0")  # a document ends here
+    folder = cache / f"{name.hexdigest()[:16]}-{TEXT_RULES}"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-") as work:
             if tokenizer is None:
@@ -253,23 +382,60 @@ def prepare_text(o):
             unfinished = Path(work) / "text"
             unfinished.mkdir()
             tokenise(paths, tokenizer, unfinished)
-            bert.save_tokenizer(tokenizer, unfinished)
+            save_tokenizer(tokenizer, unfinished)
             with suppress(OSError):  # another run was faster
                 unfinished.rename(folder)
 
+    facts = read_json(folder / "facts.json")
+    if facts["unknown"] > facts["characters"] / 2:
+        raise ValueError(f"{paths[0]}: {why_unknown(o, facts)}")
     files = [folder / "train.ids", folder / "held_out.ids"]
-    ids = [np.memmap(f, np.int32, "c") if f.stat().st_size else np.empty(0, np.int32) for f in files]
-    train, held_out = ids
-    body = o.seq_len - 2
-    if min(len(train), len(held_out)) < body:  # few documents: the end of the text is held out instead
-        everything = np.concatenate(ids)
-        end = max(body, int(HELD_OUT * len(everything)))
-        train, held_out = np.split(everything, [-end])
+    train, held_out = [
+        np.memmap(f, np.int32, "c") if f.stat().st_size else np.empty(0, np.int32) for f in files
+    ]
     train = train[: o.max_tokens or None]
-    if len(train) < body:
-        few = f"{len(train)} tokens (repeated paragraphs count once) are too few for rows of {o.seq_len}"
-        raise ValueError(f"{paths[0]}: {few}")
-    return bert.load_tokenizer(folder), train, held_out, folder.name
+    if min(len(train), len(held_out)) < o.seq_len - 2:
+        few = f"{len(train):,} tokens and {len(held_out):,} held out that are not among them"
+        raise ValueError(f"{paths[0]}: {few} are too few for rows of {o.seq_len}")
+    return load_tokenizer(folder), train, held_out, folder.name
+
+
+def why_unknown(o, facts: dict) -> str:
+    """How much [UNK] stands for, why, and what to do."""
+    share = f"[UNK] stands for {facts['unknown'] / facts['characters']:.1%} of the characters:"
+    if facts["too_long"] > facts["unknown"] / 2:
+        return f"{share} words of over 100 characters; see README, Texts that are not prose"
+    if not o.from_ and not o.vocab:
+        return f"{share} letters that are too rare for the learned vocabulary: a larger --vocab-size has more"
+    option = "--from" if o.from_ else "--teacher" if o.vocab == getattr(o, "teacher", "") else "--vocab"
+    where = f"the vocabulary of {option} {o.from_ or o.vocab}"
+    return f"{share} letters that {where} lacks: use one that was made for such text"
+
+
+def describe_text(run) -> str:
+    """What a run read, and what is wrong with it, for its summary."""
+    facts = read_json(Path(run.o.cache) / run.text_key / "facts.json")
+    unknown = facts["unknown"] / facts["characters"]
+    changed = facts["changed"] / facts["words"]
+    masks = (run.exam[2] != IGNORE).sum().item()
+    size = f"{facts['lines']:,} lines, {facts['documents']:,} documents, {facts['characters']:,} characters"
+    cafe = run.tokenizer.normalizer.normalize_str("Café")
+    lines = [
+        f"text    {size}, {unknown:.1%} of them [UNK]",
+        f"text    {len(run.train_ids):,} tokens, {len(run.held_out_ids):,} held out",
+        f'words   {len(run.vocab):,} pieces; "Café" is read as "{cafe}"',
+    ]
+    if facts["left_out"]:
+        lines.append(
+            f"note    {facts['left_out']:,} held-out paragraphs are trained on too, and not examined"
+        )
+    if unknown > 0.02:
+        lines.append(f"WARNING: {why_unknown(run.o, facts)}")
+    if changed > 0.25:
+        lines.append(f'WARNING: {changed:.0%} of the words lose capitals or accents like "Café": try --cased')
+    if masks < 1000:
+        lines.append(f"WARNING: the exam has {masks} masked tokens, too few for an exact held-out loss")
+    return "\n".join(lines)
 
 
 # ---- rows ----
@@ -308,7 +474,8 @@ def draw_exam(held_out_ids: np.ndarray, seq_len: int, cls: int, sep: int, mask: 
     rng = torch.Generator().manual_seed(seed_for(0, "exam"))
     selected = masking.select_positions("random", eligible, EXAM_RATIO, generator=rng)
     places = masking.as_places(selected, masking.mask_budget(seq_len - 2, EXAM_RATIO))
-    return ids.masked_fill(selected, mask), places, ids.gather(1, places)
+    hidden = selected.gather(1, places)  # rows with a [SEP] inside have fewer masks than places
+    return ids.masked_fill(selected, mask), places, ids.gather(1, places).masked_fill(~hidden, IGNORE)
 
 
 def examine(model, exam) -> tuple[float, float]:
@@ -319,7 +486,7 @@ def examine(model, exam) -> tuple[float, float]:
         for batch in zip(*(part.split(64) for part in exam), strict=True):
             ids, places, labels = [part.to(device) for part in batch]
             sums += torch.stack(mlm_loss(masking.logits_at(model, places, ids), labels))
-    return tuple((sums / exam[2].numel()).tolist())
+    return tuple((sums / (exam[2] != IGNORE).sum()).tolist())
 
 
 # ---- loss, schedule, hardware ----
@@ -511,8 +678,10 @@ class Pretraining:
         self.plan_masks()
         self.model = self.make_model().train().to(self.device)
         self.optimizer = make_optimizer(self.model, o.lr)
+        self.compiled_loss = None
         if o.compile:
             compile_parts(self.model)
+            self.compiled_loss = torch.compile(loss_of_rows)
 
     def find_hardware(self):
         """Device, dtype, and this process's share of the rows."""
@@ -545,10 +714,11 @@ class Pretraining:
         self.cls, self.sep, self.mask = self.special[2:]
 
         counts = torch.bincount(torch.from_numpy(self.train_ids), minlength=len(self.pieces))
-        self.unknown = (counts[self.vocab["[UNK]"]] / counts.sum()).item()  # share of [UNK] in the text
+        counts[self.sep] = 0  # it is never asked for
         self.unigram = (counts + 1.0) / (counts + 1.0).sum()  # word frequencies, add-one smoothing
         self.exam = draw_exam(self.held_out_ids, o.seq_len, self.cls, self.sep, self.mask)
-        self.unigram_loss = -self.unigram.log()[self.exam[2]].mean().item()  # nats: frequencies, nothing else
+        asked = self.exam[2][self.exam[2] != IGNORE]
+        self.unigram_loss = -self.unigram.log()[asked].mean().item()  # nats: frequencies, nothing else
 
     def plan_masks(self):
         """How many masks a row gets, and what choosing them needs."""
@@ -590,7 +760,7 @@ class Pretraining:
         """The objective, summed over the masked tokens; the sums to log; entropies [B, k], nats."""
         with self.autocast():
             logits = self.model(ids, places=places)
-        loss, right, entropy = MaskedLoss.apply(logits, labels)
+        loss, right, entropy = MaskedLoss.apply(logits, labels, self.compiled_loss)
         return loss, {"loss": loss.detach(), "accuracy": right}, entropy
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
@@ -632,8 +802,10 @@ class Pretraining:
             loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
             self.scaler.scale(loss / count).backward()
             add(self.sums, sums)
-        for parameter in self.model.parameters():
-            self.sum_over_processes(parameter.grad)  # the gradient of a sum is the sum of gradients
+        if self.world > 1:  # the gradient of a sum is the sum of gradients: in one message, not one for each
+            gradients = [parameter.grad for parameter in self.model.parameters()]
+            together = self.sum_over_processes(parameters_to_vector(gradients))
+            vector_to_parameters(together, gradients)
 
         # New weights, from a gradient of length 1 at most: a rare large one would undo much.
         self.scaler.unscale_(self.optimizer)
@@ -774,7 +946,9 @@ class Pretraining:
     def load(self, state: dict):
         """Continue where a checkpoint stopped. Raises ValueError where it is of another text."""
         if state["text"] != self.text_key:
-            raise ValueError(f"{self.o.out} began with another text: put it back, or start anew")
+            old, new = (key.partition("-")[0] for key in (state["text"], self.text_key))
+            what = "older rules for text" if old == new or "-" not in state["text"] else "another text"
+            raise ValueError(f"{self.o.out} began with {what}: put it back, or start anew")
         for name in ("step", "seconds", "log"):
             setattr(self, name, state[name])
         self.model.load_state_dict(state["weights"])
@@ -834,15 +1008,12 @@ def describe(run: Pretraining):
         masks += f", {o.select} of {o.reading} entropy after {run.random_steps:,} random steps"
     print(f"""\
 model   {o.from_ or o.size}: {size:,} parameters; {hardware}, {str(run.dtype)[6:]}
-text    {len(run.train_ids):,} tokens, {len(run.held_out_ids):,} held out, {run.unknown:.1%} [UNK]
-words   {len(run.vocab):,} pieces; "Café" is read as "{run.tokenizer.normalizer.normalize_str("Café")}"
+{describe_text(run)}
 steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}
 masks   {masks}
 unigram {run.unigram_loss:.3f} nats per token: the held-out loss of one that knows word frequencies alone""")
     for more in run.more_lines():
         print(more)
-    if run.unknown > 0.02:
-        print("WARNING: [UNK] stands for what the vocabulary lacks: leave --vocab out, or use another one")
     if run.device.type == "cuda" and o.batch_size * o.seq_len < 2**14:
         print("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
 
@@ -859,9 +1030,11 @@ def conclude(run: Pretraining):
     print(f"plateau left by step {left[0]:,}" if left else "plateau never left: see README, My loss is stuck")
 
     size = min(run.o.seq_len, 16)  # three short rows, each with the token in its middle hidden
-    index = np.linspace(0, len(run.held_out_ids) // (size - 2) - 1, 5).astype(int)[1:4]
+    index = np.linspace(0, len(run.held_out_ids) // (size - 2) - 1, 30).astype(int)
     rows = take_rows(run.held_out_ids, index, size, run.cls, run.sep).to(run.device)
-    middle = torch.full((3, 1), size // 2, device=run.device)
+    rows = rows[rows[:, size // 2] != run.sep]
+    rows = rows[:: max(1, len(rows) // 3)][:3]
+    middle = torch.full((len(rows), 1), size // 2, device=run.device)
     with masking.evaluating(run.model), torch.compiler.set_stance("force_eager"):
         guesses = run.model(rows.scatter(1, middle, run.mask), places=middle)[:, 0].topk(3).indices
     for row, best in zip(rows.tolist(), guesses.tolist(), strict=True):

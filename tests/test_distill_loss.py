@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill import init_student
+from distill import init_student, kd_loss
 from model import BertConfig, BertForMaskedLM, init_normal
 
 
@@ -58,6 +58,25 @@ def test_spare_positions_are_left_out_and_missing_ones_keep_their_start():
     after = long.bert.embeddings.position_embeddings.weight
     assert torch.equal(after[:24], short.bert.embeddings.position_embeddings.weight)
     assert torch.equal(after[24:], before)
+
+
+def test_words_that_cannot_be_add_nothing_to_the_divergence():
+    """A logit of -inf in the teacher, or in both, is p = 0: it adds 0, in loss and gradient."""
+    student, teacher = torch.randn(2, 1, 3, 7, generator=torch.Generator().manual_seed(0)).unbind(0)
+    labels = torch.tensor([[1, -100, 4]])
+    teacher[..., :2] = -torch.inf
+    both = student.clone()
+    both[..., 0] = -torch.inf
+    for start in (student, both):
+        logits = start.clone().requires_grad_()
+        loss = kd_loss(logits, teacher, labels, 2.0)
+        loss.backward()
+        p, q = ((z.detach()[:, ::2].double() / 2).softmax(-1) for z in (teacher, logits))
+        kept = p > 0
+        expected = 4 * (p[kept] * (p[kept] / q[kept]).log()).sum()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+        assert torch.allclose(logits.grad[:, ::2].double(), 2 * (q - p), atol=1e-5), "T (q - p)"
+    assert kd_loss(both, student, labels, 2.0) == torch.inf, "the student excludes what the teacher expects"
 
 
 @pytest.mark.parametrize("how", ["layers", "embeddings"])

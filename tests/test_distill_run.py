@@ -1,5 +1,7 @@
 """Whole runs of distill.py: what equals train.py, what a teacher does in a step, its table of entropies."""
 
+from string import ascii_lowercase
+
 import numpy as np
 import pytest
 import torch
@@ -347,7 +349,7 @@ BAD = {
     "no teacher": (["--teacher", ""], "needs --teacher FOLDER"),
     "teacher missing": (["--teacher", "nowhere"], "nowhere"),
     "another vocabulary": (["--vocab", "other.txt"], "splits text into other pieces"),
-    "another casing": (["--cased"], "splits text into other pieces"),
+    "another casing": (["--cased"], "has no capital letters: leave --cased out"),
     "alpha above 1": (["--kd-alpha", "2"], "--kd-alpha must be from 0 to 1"),
     "temperature 0": (["--kd-temperature", "0"], "--kd-temperature above 0"),
     "widths": (["--size", "mini", "--student-init", "layers"], "hidden_size 256, the teacher 128"),
@@ -360,7 +362,9 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_clear_sentence(case, distil, teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "other.txt").write_text("\n".join([*SPECIAL_TOKENS, *"abcdefghijklmnopqrstuvwxyz."]))
+    (tmp_path / "other.txt").write_text(
+        "\n".join([*SPECIAL_TOKENS, ".", *(x + c for x in ("", "##") for c in ascii_lowercase)])
+    )
     options, sentence = BAD[case]
     with pytest.raises(SystemExit, match=sentence) as stop:
         distil(*(option.replace("TEACHER", str(teacher)) for option in options))

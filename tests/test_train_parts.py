@@ -12,7 +12,7 @@ import torch
 from conftest import PROJECT
 
 import train
-from model import explain
+from model import BertConfig, BertForMaskedLM, explain
 
 # ---- rows and random numbers ----
 
@@ -21,6 +21,49 @@ def test_rows_are_packed_without_padding():
     ids = np.arange(100, 120, dtype=np.int32)
     rows = train.take_rows(ids, np.array([2, 0]), seq_len=6, cls=1, sep=2)
     assert rows.tolist() == [[1, 108, 109, 110, 111, 2], [1, 100, 101, 102, 103, 2]]
+
+
+def stream_with_ends(length: int, shortest: int, longest: int):
+    """Documents of random words 5 to 49, each with a [SEP] (3) behind it."""
+    rng = np.random.default_rng(longest)
+    parts = []
+    while sum(map(len, parts)) < length:
+        parts.append(np.append(rng.integers(5, 50, rng.integers(shortest, longest + 1)), 3))
+    return np.concatenate(parts)[:length].astype(np.int32)
+
+
+@pytest.mark.parametrize("longest", [1, 3, 20, 500])
+def test_the_exam_asks_for_15_percent_of_the_words_of_each_row_and_never_for_sep(longest):
+    """However many [SEP] stand in a row; places that are left over ask for nothing."""
+    ids = stream_with_ends(9000, 1, longest)
+    corrupted, places, labels = train.draw_exam(ids, 32, 2, 3, 4)
+    index = np.linspace(0, 299, 300).astype(int)
+    rows = train.take_rows(ids, index, 32, 2, 3)
+    assert (rows[:, 1:-1] == 3).any()
+    for row, seen, where, label in zip(rows, corrupted, places, labels, strict=True):
+        asked = where[label != -100]
+        words = ((row != 2) & (row != 3)).sum().item()
+        assert len(set(asked.tolist())) == len(asked) == max(1, round(0.15 * words))
+        assert torch.equal(row[asked], label[label != -100]) and not (label == 3).any()
+        assert (seen != row).nonzero().flatten().tolist() == sorted(asked.tolist())
+        assert (seen[asked] == 4).all()
+
+
+def test_examine_is_the_mean_over_what_is_asked():
+    exam = train.draw_exam(stream_with_ends(9000, 1, 3), 32, 2, 3, 4)
+    model = BertForMaskedLM(BertConfig.preset("tiny", vocab_size=50)).eval()
+    corrupted, places, labels = exam
+    sums = [0.0, 0, 0]
+    with torch.no_grad():
+        for ids, where, label in zip(corrupted, places, labels, strict=True):
+            log_p = model(ids[None])[0].double().log_softmax(-1)
+            for place, word in zip(where.tolist(), label.tolist(), strict=True):
+                if word != -100:
+                    sums[0] -= log_p[place, word].item()
+                    sums[1] += log_p[place].argmax().item() == word
+                    sums[2] += 1
+    assert sums[2] < labels.numel(), "some places are left over"
+    assert train.examine(model, exam) == pytest.approx((sums[0] / sums[2], sums[1] / sums[2]), rel=1e-4)
 
 
 @pytest.mark.parametrize("rows", [7, 64, 100])

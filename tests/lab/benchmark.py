@@ -376,8 +376,8 @@ def write_beginning(sources, path: Path, size: int) -> int:
     """Copy the first documents, until there are `size` bytes; returns the number of paragraphs."""
     paragraphs = 0
     with open(path, "w", encoding="utf-8") as file:
-        for document in train.read_documents(sources):
-            file.write("\n".join(document) + "\n\n")
+        for document, ends in train.read_documents(sources):
+            file.write("\n".join(document) + ("\n\n" if ends else "\n"))
             paragraphs += len(document)
             if file.tell() > size:
                 break

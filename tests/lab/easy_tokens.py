@@ -55,8 +55,8 @@ def exam_entropies(folder) -> torch.Tensor:
     tokenizer, _, held_out_ids, _ = train.prepare_text(o)
     model = BertForMaskedLM.from_pretrained(folder, vocab_size=tokenizer.get_vocab_size())
     special = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[MASK]")]
-    ids, places, _ = train.draw_exam(held_out_ids, o.seq_len, *special)
-    return masking.entropy_at(model, places, ids).flatten()
+    ids, places, labels = train.draw_exam(held_out_ids, o.seq_len, *special)
+    return masking.entropy_at(model, places, ids)[labels != masking.IGNORE]
 
 
 def table(runs) -> str:

@@ -184,7 +184,7 @@ class Language:
         """text.txt, of which the first ROWS rows are used, and vocab.txt."""
         rows = self.rows(ROWS + ROWS // 10)  # train.py holds some documents out
         lines = (" ".join(self.words[i] for i in row) for row in rows)
-        (folder / "text.txt").write_text("\n\n".join(lines))
+        (folder / "text.txt").write_text("\n".join(lines))  # one document: a [SEP] would shift the rows
         (folder / "vocab.txt").write_text("\n".join(self.words))
 
 

@@ -77,6 +77,7 @@ def meaning(command: str) -> set:
     if options.get("--seed") == "0":
         options.pop("--seed")  # the default
     options.pop("--dtype", "")  # some runs were made before it was fixed; see Protocol in the report
+    options.pop("--resume", "")  # a run that was interrupted
     if "memory_variants.py" in command:
         options["--reading"] = "memory"
     return set(options.items())
@@ -86,16 +87,39 @@ def test_every_run_of_the_results_is_made_with_the_options_that_made_it(series):
     done, commands = series()
     assert done.returncode == 0, done.stderr
     made = runs_among(commands)
-    with open(PROJECT / "tests/lab/results/runs.csv", newline="") as file:
-        reported = {row["run"]: row["command"] for row in csv.DictReader(file)}
-    for name, command in reported.items():
-        assert meaning(made[name]) == meaning(command), f"{name}: {made[name]}"
+    for path in sorted((PROJECT / "tests/lab/results").rglob("runs.csv")):
+        with open(path, newline="") as file:
+            reported = {row["run"]: row["command"] for row in csv.DictReader(file)}
+        for name, command in reported.items():
+            assert meaning(made[name]) == meaning(command), f"{path}, {name}: {made[name]}"
     with open(PROJECT / "tests/lab/results/glue.csv", newline="") as file:
         judged = {f"{row['run']}-glue" for row in csv.DictReader(file)}
     judges = [line for line in commands if "glue_eval.py" in line]
     assert judged <= {line.rpartition("/")[2] for line in judges}
     trainings = [line for line in commands if "--out" in line and line not in judges]
     assert len(trainings) == len(made), "each run once"
+
+
+def test_every_made_up_language_of_the_results_is_made(series):
+    done, commands = series("language", "border")
+    assert done.returncode == 0, done.stderr
+    made = set()
+    for line in (line for line in commands if "language.py" in line):
+        words = line.split()
+
+        def option(name, default, words=words):
+            return words[words.index(name) + 1] if name in words else default
+
+        seeds = line.partition("--seeds ")[2].partition(" --")[0].split()
+        folder = option("--results", "").rpartition("lab/results")[2].strip("/")
+        setting = (option("--easy", "8"), option("--noise", "0"), option("--steps", "1500"))
+        made |= {(folder, *setting, seed) for seed in seeds}
+    for path in sorted((PROJECT / "tests/lab/results").rglob("language.csv")):
+        folder = path.parent.name if path.parent.name != "results" else ""
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                run = (folder, row["easy_words"], row["noise"], row["steps"], row["seed"])
+                assert run in made, f"{path}: no line of the series makes {run}"
 
 
 def test_finished_runs_are_left_alone_and_others_continue(series, tmp_path):

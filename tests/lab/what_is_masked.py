@@ -18,7 +18,7 @@ import torch
 
 import masking
 from glue_eval import markdown, spearmanr
-from model import BertForMaskedLM, load_tokenizer
+from model import BertForMaskedLM, load_tokenizer, text_tokenizer
 
 KINDS = ("punctuation", "number", "piece of a word (##)", "the 100 commonest words", "other words")
 RATIO = 0.15  # of the tokens that is masked
@@ -46,11 +46,13 @@ def kinds_of_vocabulary(pieces: list, frequency: np.ndarray) -> torch.Tensor:
 
 def read_text(corpus: list, tokenizer, least: int) -> np.ndarray:
     """At least so many token ids from the beginning of a text, if it holds them."""
-    tokenizer.encode_special_tokens = True  # a literal "[MASK]" in a text stays text
+    reader = text_tokenizer(tokenizer)
     ids = []
-    for document in train.read_documents(corpus):
-        for encoding in tokenizer.encode_batch_fast(document, add_special_tokens=False):
+    for paragraphs, ends in train.read_documents(corpus):
+        for encoding in reader.encode_batch_fast(paragraphs, add_special_tokens=False):
             ids += encoding.ids
+        if ends:
+            ids.append(tokenizer.token_to_id("[SEP]"))
         if len(ids) >= least:
             break
     return np.array(ids)
