@@ -125,8 +125,12 @@ def exercise_2(look, rng):
     look("segments", "none given", partial(embeddings, ids))
     look("segments", "all in the second", partial(embeddings, ids, torch.ones_like(ids)))
     row = torch.from_numpy(rng.integers(0, 20, (1, longest + 1)))
-    look("lengths", "as long as there are positions", partial(embeddings, row[:, :longest]))
-    look("lengths", "longer than there are positions", partial(embeddings, row))
+    look(
+        "lengths",
+        "as long as there are positions",
+        partial(embeddings, row[:, :longest], row[:, :longest] % 2),
+    )
+    look("lengths", "longer than there are positions", partial(embeddings, row, row % 2))
     embeddings.train()
     many = partial(embeddings, ids[:1].expand(4000, 7), segments[:1].expand(4000, 7))
     look("dropout", "mean and spread", lambda: spread(many()), 0.2)
@@ -155,6 +159,7 @@ def exercise_3(look, rng):
     look("dropout", "mean and spread", lambda: spread(block.train()(*many)), 0.15)
 
     for act in ("relu", "gelu", "gelu_new"):
+        torch.manual_seed(int(rng.integers(2**31)))
         layer = BertLayer(BertConfig(**sizes, hidden_act=act)).double().eval()
         layer.attention["self"] = Twice()
         for part in (layer.attention["output"], layer.output):
@@ -168,38 +173,36 @@ def exercise_3(look, rng):
 def exercise_4(look, rng):
     from model import BertConfig, MaskedLMHead
 
-    eps = float(rng.choice([1e-12, 1e-3, 1e-2]))
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2}
+    words = nn.Embedding(20, 8).double()
+    nn.init.normal_(words.weight, generator=generator(rng))
+    seed = int(rng.integers(2**31))
+
+    def make(**changes):
+        head = MaskedLMHead(BertConfig(**sizes, **changes), words).double()
+        for name, parameter in head.named_parameters():
+            drawn = torch.Generator().manual_seed(seed + len(name))
+            if parameter is not words.weight:
+                nn.init.normal_(parameter, generator=drawn)
+        return head
+
+    x = normal(rng, 2, 3, 8)
     for act in ("gelu", "relu", "gelu_new"):
-        torch.manual_seed(int(rng.integers(2**31)))
-        words = nn.Embedding(20, 8)
-        sizes = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2}
-        config = BertConfig(**sizes, hidden_act=act, layer_norm_eps=eps)
-
-        def make(config=config, words=words):
-            head = MaskedLMHead(config, words).double()
-            state = torch.Generator().manual_seed(3)
-            for parameter in head.parameters():
-                nn.init.normal_(parameter, generator=state)
-            return head
-
-        x = 0.1 * normal(rng, 2, 3, 8)
-        look("logits", f"{act}", lambda make=make, x=x: make()(x))
-        look("logits", f"{act}, one token", lambda make=make, x=x: make()(x[0, 0]))
-        look(
-            "tied", f"{act}: one matrix", lambda make=make, words=words: make().decoder.weight is words.weight
-        )
-        look("tied", f"{act}: one bias", lambda make=make: bool((h := make()).bias is h.decoder.bias))
-        look(
-            "tied", f"{act}: gradient of the embeddings", lambda make=make, x=x, w=words: slope(make(), x, w)
-        )
+        look("logits", act, lambda act=act: make(hidden_act=act)(x))
+    look("logits", "one token", lambda: make()(x[0, 0]))
+    look("tied", "one matrix", lambda: make().decoder.weight is words.weight)
+    look("tied", "one bias", lambda: bool((head := make()).bias is head.decoder.bias))
+    look("tied", "gradient of the embeddings", lambda: slope(make(hidden_act="relu"), x, words))
     look(
         "names", "of the checkpoint", lambda: str({n: tuple(p.shape) for n, p in make().state_dict().items()})
     )
-    look("names", "eps", lambda: make().transform["LayerNorm"].eps, 1e-15)
+    eps = float(rng.choice([1e-12, 1e-3, 1e-2]))
+    look("names", "eps", lambda: make(layer_norm_eps=eps).transform["LayerNorm"].eps, 1e-15)
 
 
 def slope(head, x, words):
     """The gradient that the word embeddings get from a head."""
+    words.weight.grad = None
     head(x).logsumexp(-1).sum().backward()
     return words.weight.grad
 
@@ -244,13 +247,11 @@ def exercise_5(look, rng):
     width = int(rng.integers(20, 200))
     for scale in (0.3, 3.0, 40.0):
         logits = scale * normal(rng, 3, 4, width, dtype=torch.float32)
-        look("entropy", f"{width} logits of size {scale:g}", partial(prediction_entropy, logits))
-        look(
-            "entropy",
-            f"{width} logits around {100 * scale:g}",
-            partial(prediction_entropy, logits + 100 * scale),
-        )
-    look("entropy", "one row", partial(prediction_entropy, logits[0, 0]))
+        concept = "entropy" if scale < 10 else "numbers"
+        look(concept, f"{width} logits of size {scale:g}", partial(prediction_entropy, logits))
+        raised = logits + 100 * scale
+        look("numbers", f"{width} logits around {100 * scale:g}", partial(prediction_entropy, raised))
+    look("entropy", "one row", partial(prediction_entropy, logits[0, 0] / 40))
     for shift in (2e4, -2e4, 3e38):
         level = torch.full((2, int(rng.integers(3, 9))), shift)
         look("numbers", f"equal logits of {shift:g}", partial(prediction_entropy, level))

@@ -40,18 +40,18 @@ BACK = "    return out.transpose(1, 2).reshape(x.shape)\n"
 ATTENTION = (
     Wrong(1, "all keys alike", 4, attention("    return value.mean(-2, keepdim=True).expand_as(query)\n")),
     Wrong(
-        1, "no division", 5, attention(SCORES.replace(" / math.sqrt(query.shape[-1])", "") + MASKED + WEIGHTS)
+        1, "no division", 4, attention(SCORES.replace(" / math.sqrt(query.shape[-1])", "") + MASKED + WEIGHTS)
     ),
     Wrong(
         1,
         "divided by D",
-        5,
+        4,
         attention(SCORES.replace("math.sqrt(query.shape[-1])", "query.shape[-1]") + MASKED + WEIGHTS),
     ),
     Wrong(
         1,
         "softmax over queries",
-        5,
+        4,
         attention(SCORES + MASKED + WEIGHTS.replace("softmax(-1)", "softmax(-2)")),
     ),
     Wrong(
@@ -79,7 +79,7 @@ ATTENTION = (
     Wrong(
         1,
         "not by hand",
-        5,
+        4,
         attention("    return F.scaled_dot_product_attention(query, key, value, mask, dropout)\n"),
     ),
     Wrong(
@@ -169,10 +169,10 @@ def head(
 
 
 MODEL = (
-    Wrong(2, "no positions", 1, embeddings(places="0")),
-    Wrong(2, "no words", 1, embeddings(words="0")),
+    Wrong(2, "no positions", 0, embeddings(places="0")),
+    Wrong(2, "no words", 0, embeddings(words="0")),
     Wrong(2, "no segment where none is given", 4, embeddings(segment="0")),
-    Wrong(2, "no LayerNorm", 1, embeddings(end="self.dropout(x)")),
+    Wrong(2, "no LayerNorm", 0, embeddings(end="self.dropout(x)")),
     Wrong(2, "dropout before LayerNorm", 4, embeddings(end="self.LayerNorm(self.dropout(x))")),
     Wrong(2, "no dropout", 4, embeddings(end="self.LayerNorm(x)")),
     Wrong(2, "too long is not refused", 4, embeddings(refused="False")),
@@ -191,19 +191,19 @@ MODEL = (
     Wrong(3, "mask not passed on", 2, layer(READ.replace("(x, mask)", "(x)"), THINK)),
     Wrong(3, "second residual from the input", 2, layer(READ, THINK.replace(", y)", ", x)"))),
     Wrong(3, "no feed-forward block", 2, layer(READ, "y")),
-    Wrong(4, "copied, not tied", 2, head(tie="self.decoder.weight.data.copy_(word_embeddings.weight.data)")),
+    Wrong(4, "copied, not tied", 1, head(tie="self.decoder.weight.data.copy_(word_embeddings.weight.data)")),
     Wrong(
         4,
         "a vector of its own as the second bias",
-        2,
+        1,
         head(bias="nn.Parameter(self.decoder.bias.data.clone())"),
     ),
-    Wrong(4, "torch's eps", 2, head(eps="1e-5")),
-    Wrong(4, "gelu, whatever was configured", 2, head(act="F.gelu")),
+    Wrong(4, "torch's eps", 4, head(eps="1e-5")),
+    Wrong(4, "gelu, whatever was configured", 1, head(act="F.gelu")),
     Wrong(
         4,
         "no activation",
-        2,
+        1,
         {
             "MaskedLMHead.forward": "def forward(self, x):\n"
             '    return self.decoder(self.transform["LayerNorm"](self.transform["dense"](x)))\n'
@@ -219,8 +219,8 @@ def entropy(body: str) -> dict:
 
 def blank(body: str) -> dict:
     """blank_entropy with another body."""
-    head = "def blank_entropy(model, input_ids, candidates, mask_token_id, width=None, attention_mask=None, **inputs):\n"
-    return {"blank_entropy": head + body}
+    given = "model, input_ids, candidates, mask_token_id, width=None, attention_mask=None, **inputs"
+    return {"blank_entropy": f"def blank_entropy({given}):\n{body}"}
 
 
 WIDTH = "    if width is None:\n        width = max(1, int(candidates.sum(-1).max()))\n"
@@ -233,19 +233,19 @@ NATS = "    p = logits.float().softmax(-1)\n"
 NATS += "    return -(p * logits.float().log_softmax(-1).clamp_min(-1e30)).sum(-1)\n"
 
 ENTROPY = (
-    Wrong(5, "always 0", 7, entropy("    return torch.zeros(logits.shape[:-1])\n")),
+    Wrong(5, "always 0", 0, entropy("    return torch.zeros(logits.shape[:-1])\n")),
     Wrong(
         5,
         "always log V",
-        7,
+        0,
         entropy("    return torch.full(logits.shape[:-1], math.log(logits.shape[-1]))\n"),
     ),
-    Wrong(5, "bits", 7, entropy(NATS.replace(".sum(-1)", ".sum(-1) / math.log(2)"))),
-    Wrong(5, "a mean over the words", 7, entropy(NATS.replace(".sum(-1)", ".mean(-1)"))),
+    Wrong(5, "bits", 0, entropy(NATS.replace(".sum(-1)", ".sum(-1) / math.log(2)"))),
+    Wrong(5, "a mean over the words", 0, entropy(NATS.replace(".sum(-1)", ".mean(-1)"))),
     Wrong(
         5,
         "no maximum taken off",
-        7,
+        12,
         entropy(
             "    e = logits.float().exp()\n"
             "    p = e / e.sum(-1, keepdim=True)\n"
@@ -273,7 +273,7 @@ ENTROPY = (
     Wrong(
         5,
         "a distribution of torch's",
-        7,
+        0,
         entropy("    return torch.distributions.Categorical(logits=logits.float()).entropy()\n"),
     ),
     Wrong(
@@ -392,7 +392,8 @@ SELECTION = (
         "a table of the tests' budgets",
         18,
         budget(
-            "    return {(10, 0.15): 2, (10, 0.25): 2, (10, 0.35): 4, (1, 0.15): 1, (0, 0.15): 0}[eligible, mask_ratio]\n"
+            "    table = {(10, 0.15): 2, (10, 0.25): 2, (10, 0.35): 4, (1, 0.15): 1, (0, 0.15): 0}\n"
+            "    return table[eligible, mask_ratio]\n"
         ),
     ),
     Wrong(
@@ -466,7 +467,8 @@ SELECTION = (
         15,
         rule(
             "both",
-            "    top = entropy.masked_fill(~pool, -math.inf).argsort(dim=-1, descending=True, stable=True).argsort(-1)\n"
+            "    inside = entropy.masked_fill(~pool, -math.inf)\n"
+            "    top = inside.argsort(dim=-1, descending=True, stable=True).argsort(-1)\n"
             "    bottom = pool.sum(-1, keepdim=True) - 1 - top\n"
             "    return -torch.minimum(2 * top + 1, 2 * bottom).float()\n",
         ),
@@ -519,7 +521,8 @@ def corrupt(
 ) -> dict:
     """corrupt with one part changed."""
     return {
-        "corrupt": 'def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme="80-10-10", generator=None):\n'
+        "corrupt": "def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, "
+        'scheme="80-10-10", generator=None):\n'
         f"    if {refused}:\n        raise ValueError\n"
         "    low, high = SCHEMES.get(scheme, (0.8, 0.9))\n"
         f"    special = {special}\n    u = {u}\n    other = {other}\n"
@@ -529,14 +532,16 @@ def corrupt(
 
 
 CORRUPTION = (
-    Wrong(7, "no random words", 5, corrupt(cut="torch.where(u < high, mask_token_id, input_ids)")),
-    Wrong(7, "always [MASK]", 5, corrupt(cut="torch.full_like(input_ids, mask_token_id)")),
+    Wrong(7, "no random words", 3, corrupt(cut="torch.where(u < high, mask_token_id, input_ids)")),
+    Wrong(7, "always [MASK]", 3, corrupt(cut="torch.full_like(input_ids, mask_token_id)")),
     Wrong(
         7,
         "two draws",
-        5,
+        3,
         corrupt(
-            cut="torch.where(u < low, mask_token_id, torch.where(torch.rand(u.shape, generator=generator) < high - low, other, input_ids))"
+            u="torch.rand(input_ids.shape, generator=generator)\n"
+            "    again = torch.rand(input_ids.shape, generator=generator) < high - low",
+            cut="torch.where(u < low, mask_token_id, torch.where(again, other, input_ids))",
         ),
     ),
     Wrong(
@@ -545,7 +550,8 @@ CORRUPTION = (
         5,
         corrupt(
             u="torch.rand(input_ids.shape, generator=generator)",
-            cut="torch.where(u < low + 0.01 * (low < 1), mask_token_id, torch.where(u < high, other, input_ids))",
+            cut="torch.where(u < (0.81 if low < 1 else 1), mask_token_id, "
+            "torch.where(u < high, other, input_ids))",
         ),
     ),
     Wrong(7, "others change too", 5, corrupt(ids="new")),
@@ -607,7 +613,7 @@ LOSS = (
     Wrong(
         8,
         "a mean",
-        2,
+        1,
         loss(
             COUNTED
             + LOG_P
@@ -622,7 +628,8 @@ LOSS = (
         0,
         loss(
             COUNTED
-            + '    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")\n'
+            + "    z = logits.flatten(0, -2).float()\n"
+            + '    total = F.cross_entropy(z, labels.flatten(), reduction="sum")\n'
             + CORRECT
             + "    return total, right.sum().float()\n"
         ),
@@ -650,10 +657,10 @@ LOSS = (
     Wrong(
         8,
         "label -100 counts as word 0",
-        2,
+        1,
         loss(LOG_P + LOOK_UP + CORRECT + "    return -target.sum(), right.sum().float()\n"),
     ),
-    Wrong(8, "word 0 is no word", 2, loss("    counted = labels > 0\n" + LOG_P + LOOK_UP + CORRECT + SUM)),
+    Wrong(8, "word 0 is no word", 1, loss("    counted = labels > 0\n" + LOG_P + LOOK_UP + CORRECT + SUM)),
     Wrong(
         8,
         "softmax, then log",
@@ -762,13 +769,13 @@ METRICS = (
     Wrong(
         10,
         "F1 is precision",
-        8,
+        7,
         metric("f1_score", "    return ratio(((y == 1) & (p == 1)).sum(), (p == 1).sum())\n"),
     ),
     Wrong(
         10,
         "F1 of class 0",
-        8,
+        7,
         metric(
             "f1_score",
             "    hits = 2 * ((y == 0) & (p == 0)).sum()\n    return ratio(hits, hits + (y != p).sum())\n",
@@ -822,7 +829,9 @@ METRICS = (
         "a table of the tests' answers",
         0,
         {
-            name: f"def {name}(labels, predictions):\n    return {{(1, 1): 0.8, (1, 0): 0.75, (0, 0): 0.0}}.get((int(labels[0]), int(predictions[0])), 0.583)\n"
+            name: f"def {name}(labels, predictions):\n"
+            "    table = {(1, 1): 0.8, (1, 0): 0.75, (0, 0): 0.0}\n"
+            "    return table.get((int(labels[0]), int(predictions[0])), 0.583)\n"
             for name in ("accuracy", "f1_score", "matthews_corrcoef", "pearsonr", "spearmanr")
         },
     ),
@@ -844,7 +853,7 @@ def kd(
 
 
 DISTILLATION = (
-    Wrong(11, "always 0", 3, kd(end="student_logits.sum() * 0")),
+    Wrong(11, "always 0", 0, kd(end="student_logits.sum() * 0")),
     Wrong(11, "no T squared", 8, kd(end="kl.masked_fill(labels == -100, 0).sum()")),
     Wrong(11, "T instead of T squared", 8, kd(end="temperature * kl.masked_fill(labels == -100, 0).sum()")),
     Wrong(
@@ -853,11 +862,11 @@ DISTILLATION = (
         8,
         kd(log_q="student_logits.to(kind).log_softmax(-1)", log_p="teacher_logits.to(kind).log_softmax(-1)"),
     ),
-    Wrong(11, "from student to teacher", 5, kd(kl="(log_q.exp() * (log_q - log_p)).sum(-1)")),
-    Wrong(11, "a cross-entropy", 5, kd(kl="-(log_p.exp() * log_q).sum(-1)")),
-    Wrong(11, "a mean", 5, kd(end="temperature**2 * kl.masked_fill(labels == -100, 0).mean()")),
-    Wrong(11, "a mean over the words", 5, kd(kl="(log_p.exp() * (log_p - log_q)).mean(-1)")),
-    Wrong(11, "all places", 5, kd(end="temperature**2 * kl.sum()")),
+    Wrong(11, "from student to teacher", 0, kd(kl="(log_q.exp() * (log_q - log_p)).sum(-1)")),
+    Wrong(11, "a cross-entropy", 0, kd(kl="-(log_p.exp() * log_q).sum(-1)")),
+    Wrong(11, "a mean", 0, kd(end="temperature**2 * kl.masked_fill(labels == -100, 0).mean()")),
+    Wrong(11, "a mean over the words", 0, kd(kl="(log_p.exp() * (log_p - log_q)).mean(-1)")),
+    Wrong(11, "all places", 0, kd(end="temperature**2 * kl.sum()")),
     Wrong(11, "0 log 0 is NaN", 7, kd(log_p="(teacher_logits.to(kind) / temperature).softmax(-1).log()")),
     Wrong(11, "no float32", 7, kd(kind="student_logits.dtype")),
     Wrong(11, "not by hand", 0, kd(kl='F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)')),
@@ -918,3 +927,31 @@ FORGED_BODIES = {
     "changes what is written": body('import json\njson.dumps = lambda line: ""'),
     "a number that is equal to all": body("torch.Tensor.double = lambda self: self"),
 }
+
+
+def broken(read, with_functions):
+    """Files and functions that are broken: (name, file, text, exercise, fewest and most points)."""
+    masking, train = read("masking.py"), read("train.py")
+    bracket = with_functions(
+        masking, {"rule_low": "def rule_low(entropy, pool, temperature, generator):\n    return (-entropy"}
+    )
+    yield "a bracket left open in rule_low", "masking.py", bracket, 6, 17, 17
+    yield "a bracket left open in another exercise's function", "masking.py", bracket, 7, 10, 10
+    yield "a bracket left open at the top of a file", "masking.py", "x = (1,\n" + masking, 5, 15, 15
+    yield "text that is no Python at the end of a file", "train.py", train + "\nhere I stopped ((", 9, 5, 5
+    yield (
+        "a file that is cut in the middle",
+        "masking.py",
+        masking[: masking.index("def corrupt(")],
+        5,
+        15,
+        15,
+    )
+    yield "no file at all", "model.py", "", 1, 0, 0
+    forever = with_functions(
+        train, {"mlm_loss": "def mlm_loss(logits, labels):\n    while True:\n        pass"}
+    )
+    yield "a loop that does not end", "train.py", forever, 8, 0, 0
+    yield "a loop that does not end in another exercise", "train.py", forever, 9, 5, 5
+    memory = with_functions(train, {"mlm_loss": "def mlm_loss(logits, labels):\n    return [0] * 10**11"})
+    yield "all the memory there is", "train.py", memory, 8, 0, 0
