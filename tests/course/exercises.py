@@ -278,8 +278,8 @@ def choose(numbers: str) -> tuple:
     """The exercises "1-4,6"; all of them for "". Raises ValueError for others."""
     wanted = set()
     for part in filter(None, numbers.replace(" ", "").split(",")):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or not (last or first).isdigit():
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or not (last if dash else first).isdigit():
             raise ValueError(f"--only {numbers} is no list of exercises like 1-4,6")
         wanted |= set(range(int(first), int(last or first) + 1))
     known = {e.number for e in EXERCISES}

@@ -219,7 +219,7 @@ Hand in `report.md` and the mended programs. Ten points, five for each bug:
 3. **Cause**: what it computes, what it should compute (the equation, with its source), and how that makes the
    symptom.
 4. **Mend**: the line as it should be; the symptom is gone.
-5. **Test**: a function of `assert`s with values that you worked out by hand; it fails before and passes after.
+5. **Test**: a function of `assert`s with values worked out by hand; it fails before and passes after.
 
 This copy has names of variables of its own, and many lines stand in other words than in anybody else's
 or in the original: to compare files shows hundreds of differences, of which two are bugs.

@@ -170,14 +170,14 @@ def test_one_table_for_all(written):
     with open(written / "grades.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["student"] for row in rows] == ["anna", "ben"]
-    assert [row["total"] for row in rows] == ["35", "22"]
-    assert rows[1]["5 Entropy (15)"] == "7" and rows[1]["6 Selection (20)"] == "15"
+    assert [row["total"] for row in rows] == ["35", "15"]
+    assert rows[1]["5 Entropy (15)"] == "0" and rows[1]["6 Selection (20)"] == "15"
     assert "prediction_entropy: it is no Python" in rows[1]["not graded"]
 
 
 def test_the_page_for_a_student_says_what_and_why(written):
     page = (written / "ben/feedback.md").read_text(encoding="utf-8")
-    assert page.startswith("# ben: 22 of 35 points")
+    assert page.startswith("# ben: 15 of 35 points")
     assert "prediction_entropy was not graded: it is no Python" in page
     assert "both (5 points): " in page and "expected" in page and "pytest -k exercise_6_" in page
 
@@ -191,7 +191,7 @@ def test_gradescopes_file_has_its_documented_fields(written):
     of_a_test |= {"tags", "visibility", "extra_data"}
     visibilities = {"hidden", "after_due_date", "after_published", "visible"}
     assert set(results) <= top and results["visibility"] in visibilities
-    assert results["score"] == sum(test["score"] for test in results["tests"]) == 22
+    assert results["score"] == sum(test["score"] for test in results["tests"]) == 15
     for test in results["tests"]:
         assert set(test) <= of_a_test and test["visibility"] in visibilities
         assert test["status"] in ("passed", "failed") and 0 <= test["score"] <= test["max_score"]
