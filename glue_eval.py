@@ -41,9 +41,10 @@ from model import (
     init_offset_heads,
     load_tokenizer,
     read_json,
+    text_tokenizer,
     write_json,
 )
-from train import keep_freed_ram, learning_rate, make_optimizer, pick_hardware
+from train import keep_freed_ram, learning_rate, make_optimizer, pick_hardware, unused_hardware
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
 MSR_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_"
@@ -197,8 +198,8 @@ def read_split(path: Path, task: Task):
         rows = [names, *rows]
     if not set(wanted) <= set(names):
         begins = "\t".join(rows[0])[:60]
-        needs = f"whose first line names the columns {', '.join(wanted)}, with tabs between them"
-        raise ValueError(f"{path} begins {begins!r} and is no file of GLUE or `datasets`, {needs}")
+        needs = f"name the columns {', '.join(wanted)} between tabs, as in files of GLUE and of `datasets`"
+        raise ValueError(f"{path}: its first line must {needs}, but begins {begins!r}")
 
     # which rows count; where MultiNLI's annotators disagreed, its gold label is "-"
     columns = [names.index(name) for name in wanted]
@@ -481,19 +482,20 @@ def open_record(o) -> dict:
 def evaluate(o):
     """Fine-tune and score every chosen task and seed that --out lacks, then print the table."""
     # what the checkpoint cannot do is said before anything is written
-    o.device, o.dtype = pick_hardware(o.device, o.dtype)
+    asked = o.device
+    o.device, o.dtype = pick_hardware(asked, o.dtype)
     config = BertConfig.from_folder(o.model)
-    tokenizer = load_tokenizer(o.model)
+    tokenizer = text_tokenizer(load_tokenizer(o.model))  # "[SEP]" inside a sentence is text
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise ValueError(f"{o.model}: the tokenizer has more entries than the model's vocabulary")
     o.max_length = min(o.max_length, config.max_position_embeddings)
-    tokenizer.encode_special_tokens = True  # "[SEP]" inside a sentence is text
     tokenizer.enable_truncation(o.max_length)  # the longer sentence of a pair loses tokens first
-    print(f"{o.model}: {config.num_hidden_layers} layers x {config.hidden_size}, {o.device}, {o.dtype}")
+    size = f"{config.num_hidden_layers} layers x {config.hidden_size}"
+    print(f"{o.model}: {size}, {o.device}, {o.dtype}", *unused_hardware(asked, o.device), sep="\n")
 
     record = open_record(o)
-    trained = getattr(config, "trained_length", None)
-    if trained and trained < o.max_length:
+    trained = config.trained_length or o.max_length  # unknown: nothing is said
+    if trained < o.max_length:
         new = f"was trained on rows of {trained} tokens: the places beyond are new to it"
         record["notes"]["length"] = [f"{o.model} {new}; --max-length {trained} cuts there"]
         print(*record["notes"]["length"])
@@ -550,13 +552,15 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
 
     # what is odd is said now, and again below the table
     some = [tokenizer.encode(*text) for text in texts[:: 1 + len(texts) // 1000]]
-    unknown = np.mean(np.hstack([encoding.ids for encoding in some]) == tokenizer.token_to_id("[UNK]"))
     cut = np.mean([bool(encoding.overflowing) for encoding in some])
+    is_unknown = np.hstack([encoding.ids for encoding in some]) == tokenizer.token_to_id("[UNK]")
+    characters = np.diff(np.vstack([encoding.offsets for encoding in some]))[:, 0]  # of each token
+    unknown = characters[is_unknown].sum() / characters.sum()
     if unknown > 0.02:
-        notes.append(f"{name}: {unknown:.1%} of its tokens are [UNK]; use a checkpoint whose vocabulary fits")
+        stands = f"[UNK] stands for {unknown:.1%} of the characters"
+        notes.append(f"{name}: {stands}; use a checkpoint whose vocabulary fits")
     record["notes"][name] = notes
-    read = f"{len(texts):,} training rows, {cut:.1%} cut at {o.max_length} tokens, {unknown:.1%} [UNK]"
-    print(f"{name}: {read}", *notes, sep="\n")
+    print(f"{name}: {len(texts):,} training rows, {cut:.1%} cut at {o.max_length} tokens", *notes, sep="\n")
 
     # the floor: the commonest answer for every row
     del labels["train"]

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import sys
 import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,8 +23,10 @@ from tokenizers.models import WordPiece
 from torch import nn
 
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}
-# The exact gelu is x Phi(x) (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+# The exact gelu is x Phi(x) (Hendrycks & Gimpel 2016, arXiv 1606.08415); Google's code had another with tanh.
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+ACTIVATIONS |= {"gelu_python": ACTIVATIONS["gelu"], "gelu_pytorch_tanh": ACTIVATIONS["gelu_new"]}
+HEADS = ("cls.", "classifier.", "bert.pooler.")  # BERT's own; no class here has them all
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 # What other programs call a tensor, as a pattern, and its name here, which is that of `transformers` today.
@@ -54,6 +57,7 @@ class BertConfig:
     initializer_range: float = 0.02  # standard deviation of the normal initialisation
     layer_norm_eps: float = 1e-12
     num_labels: int = 2  # outputs of the classifier
+    trained_length: int | None = None  # our own: tokens of the longest rows in training; None: unknown
 
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
@@ -73,7 +77,7 @@ class BertConfig:
     @classmethod
     def from_folder(cls, folder, **changes) -> "BertConfig":
         """Read config.json as `transformers` writes it. ValueError where it is no BERT we can build."""
-        path = Path(folder) / "config.json"
+        path = existing(folder) / "config.json"
         raw = read_json(path)
         only = {"model_type": "bert", "position_embedding_type": "absolute"}
         only |= {"tie_word_embeddings": True, "is_decoder": False}
@@ -114,7 +118,7 @@ class SelfAttention(nn.Module):
         split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)  # B, T, A, D
         q, k, v = (linear(x).view(split).transpose(1, 2) for linear in (self.query, self.key, self.value))
         dropout = self.dropout if self.training else 0.0
-        # Torch's fused function is attention() in one pass and faster, except in bfloat16 on a CPU.
+        # The same numbers: torch's fused function is attention() in one pass, slower in bfloat16 on a CPU.
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             out = attention(q, k, v, mask, dropout)
         else:
@@ -186,6 +190,8 @@ class Pretrained(nn.Module):
         config = {"model_type": "bert", "architectures": [type(self).__name__], **asdict(self.config)}
         # Who fine-tunes this folder elsewhere wants BERT's own dropout, even if pretraining did without.
         config |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+        if self.config.trained_length is None:
+            del config["trained_length"]
         write_json(folder / "config.json", config)
         weights = dict(self.named_parameters())  # what is tied counts once
         atomic_write(folder / "model.safetensors", lambda file: write_safetensors(file, weights))
@@ -197,13 +203,14 @@ class Pretrained(nn.Module):
         """Load a folder written here or by `transformers`, in evaluation mode; `changes` override its config.
 
         Heads that the folder lacks, or has for another num_labels, start at random; `newly_initialised` lists
-        them. A vocab_size below the stored one cuts the spare rows of a padded vocabulary. Raises ValueError.
+        them. A vocab_size below the stored one cuts the spare rows of a padded vocabulary. What else is left
+        unread is named, but for BERT's own heads. Raises ValueError, also for parts of another encoder.
         """
         model = cls(BertConfig.from_folder(folder, **changes))
         model.newly_initialised = []
         weights = read_weights(folder)
         for name, parameter in model.named_parameters():  # what is tied counts once
-            tensor = weights.get("bert." + name if cls is BertModel else name, torch.empty(0))
+            tensor = weights.pop("bert." + name if cls is BertModel else name, torch.empty(0))
             if "vocab_size" in changes and name.endswith(("word_embeddings.weight", "predictions.bias")):
                 tensor = tensor[: changes["vocab_size"]]
             if tensor.shape == parameter.shape:
@@ -213,6 +220,11 @@ class Pretrained(nn.Module):
             else:
                 what = f"{name} is missing or not of the shape {tuple(parameter.shape)}"
                 raise ValueError(f"{folder} holds no complete {cls.__name__}: {what}")
+        if unread := [name for name in weights if not name.startswith(HEADS)]:
+            what = f"its config.json has no place for {len(unread)} stored tensors, such as {unread[0]}"
+            if any("encoder." in name or "embeddings." in name for name in unread):
+                raise ValueError(f"{folder} holds another encoder: {what}")
+            print(f"{folder}: {what}: left unread", file=sys.stderr)
         return model.eval()
 
 
@@ -338,6 +350,14 @@ def init_offset_heads(bert: BertModel, generator: torch.Generator | None = None,
 # ---- the checkpoint folder ----
 
 
+def existing(path) -> Path:
+    """The path of a file or folder that is there. Raises ValueError where nothing is."""
+    if not Path(path).exists():
+        hub = "a model on the Hugging Face hub is fetched first: hf download NAME --local-dir FOLDER"
+        raise ValueError(f"{path}: no such file or folder; {hub}")
+    return Path(path)
+
+
 def atomic_write(path: Path, write):
     """Call write(file) on a file beside `path`, then rename it: never half-written. Raises OSError."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two runs at once may write the same
@@ -429,7 +449,7 @@ def read_torch(path):
 def read_weights(folder) -> dict[str, torch.Tensor]:
     """The tensors of a folder, float32, under today's names; those of the encoder start with "bert.".
 
-    Raises ValueError where a file is missing or damaged, or where two tensors that are one here differ.
+    Raises ValueError where a file is missing or damaged, holds NaN, or two tensors that are one here differ.
     """
     names = ["model.safetensors", "model.safetensors.index.json"]
     names += ["pytorch_model.bin", "pytorch_model.bin.index.json"]
@@ -442,12 +462,15 @@ def read_weights(folder) -> dict[str, torch.Tensor]:
         path = Path(folder, Path(file).name)
         read = read_safetensors if path.suffix == ".safetensors" else read_torch
         try:
-            tensors = {name: tensor.float() for name, tensor in read(path).items()}
+            read_in = read(path).items()
+            tensors = {name: tensor.float() for name, tensor in read_in if tensor.is_floating_point()}
         except Exception as error:
             raise ValueError(f"{path} is missing, damaged or holds no weights: get it again") from error
         for name, tensor in tensors.items():
             for pattern, new in OTHER_NAMES.items():
                 name = re.sub(pattern, new, name)
+            if tensor.isnan().any():
+                raise ValueError(f"{path}: {name} holds NaN, so the run that saved it had diverged")
             if not torch.equal(weights.setdefault(name, tensor), tensor):
                 raise ValueError(f"{path} holds two tensors for {name} that differ: which one counts?")
     return weights
@@ -461,7 +484,7 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     are 0 to get_vocab_size() - 1. Raises ValueError for what is damaged, or would be read differently there.
     """
     # Pieces are in tokenizer.json or vocab.txt; how to use them is in up to four files beside it.
-    path = Path(path)
+    path = existing(path)
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"

@@ -74,7 +74,7 @@ def make_parser(description: str, sources=("random", "self")) -> argparse.Argume
     add("--corpus", nargs="+", default=[], help=".txt, .gz or .xz files; none: documentation on this machine")
     add("--vocab", default="", help="vocab.txt or checkpoint folder; none: learned from the corpus")
     add("--vocab-size", type=int, default=8192, help="word pieces of a learned vocabulary")
-    add("--cased", action="store_true", help="keep upper case, with a vocabulary that does not say")
+    add("--cased", action="store_true", help="keep capitals and accents: German, SMILES, code")
     add("--max-tokens", type=int, default=0, help="use only so many training tokens; 0: all")
     add("--cache", default=".cache", help="folder for tokenised text")
     # model
@@ -212,9 +212,7 @@ def read_documents(paths):
                 for number, line in enumerate(file, 1):
                     text = line.decode("utf-8").strip()
                     if "\0" in text:
-                        raise ValueError(
-                            f"{path}, line {number}: no plain text (an archive? UTF-16? iconv -f UTF-16LE)"
-                        )
+                        raise ValueError(f"{path}, line {number}: no plain text (an archive? UTF-16 text?)")
                     if paragraphs and (not text or len(paragraphs) == 1000):
                         yield paragraphs, not text
                         paragraphs = []
@@ -260,9 +258,7 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
     reader = text_tokenizer(tokenizer)
     unknown, sep = (tokenizer.token_to_id(token) for token in ("[UNK]", "[SEP]"))
     facts = Counter(unknown=0, too_long=0)
-    table = array(
-        "q"
-    )  # of each paragraph and each [SEP]: tokens, hash, does its document's hash hold it out?
+    table = array("q")  # of each paragraph and each [SEP]: tokens, hash, is its document held out by hash?
     begins = True
     with open(folder / "text.ids", "wb") as stream:
         documents = tqdm(read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None)
@@ -292,23 +288,26 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
                 words = " ".join(paragraphs).split()
                 facts.update(words=len(words), changed=sum(is_changed(word, tokenizer) for word in words))
 
-    # Which side a paragraph is on is settled last, when it is known how much there is.
+    # The sides are settled last, when it is known how much there is.
     if not facts["lines"]:
         raise ValueError(f"{paths[0]}: 0 tokens are too few to learn from")
     tokens, held_out, known = split(*np.frombuffer(table, np.int64).reshape(-1, 3).T)
-    stops = tokens.cumsum()
-    start = 0
-    ids = np.memmap(folder / "text.ids", np.int32, "r")
-    with open(folder / "train.ids", "wb") as train, open(folder / "held_out.ids", "wb") as held:
-        for last in np.flatnonzero(np.diff(held_out + 2 * known, append=-1)):  # of each run of one kind
-            if not known[last]:
-                ids[start : stops[last]].tofile(held if held_out[last] else train)
-            start = stops[last]
-    del ids
-    (folder / "text.ids").unlink()
-    exam = np.fromfile(folder / "held_out.ids", np.int32)
-    empty = (exam == sep) & (np.append(sep, exam[:-1]) == sep)  # of a document of which nothing is left
-    exam[~empty].tofile(folder / "held_out.ids")
+    everything = folder / "text.ids"
+    asked = folder / "held_out.ids"
+    with (
+        open(everything, "rb") as stream,
+        open(folder / "train.ids", "wb") as train,
+        open(asked, "wb") as exam,
+    ):
+        for first in range(0, len(tokens), 10_000):
+            part = slice(first, first + 10_000)
+            ids = np.fromfile(stream, np.int32, tokens[part].sum())
+            ids[np.repeat(~held_out[part], tokens[part])].tofile(train)
+            ids[np.repeat(held_out[part] & ~known[part], tokens[part])].tofile(exam)
+    everything.unlink()
+    ids = np.fromfile(asked, np.int32)
+    empty = (ids == sep) & (np.append(sep, ids[:-1]) == sep)  # of a document of which nothing is left
+    ids[~empty].tofile(asked)
     write_json(folder / "facts.json", facts | {"left_out": int(known.sum())})
 
 
@@ -367,7 +366,7 @@ def prepare_text(o):
     for path in paths:
         if Path(path).exists() and not Path(path).is_file():
             raise ValueError(
-                f"{path} is a folder or a pipe, which can be read only once: write its text to a file"
+                f"{path} is a folder, or a pipe that can be read only once: write a file from it"
             )
         with open(path, "rb") as file:
             while block := file.read(2**20):
@@ -427,7 +426,7 @@ def describe_text(run) -> str:
     ]
     if facts["left_out"]:
         lines.append(
-            f"note    {facts['left_out']:,} held-out paragraphs are trained on too, and not examined"
+            f"note    {facts['left_out']:,} held-out paragraphs are in the training text: not examined"
         )
     if unknown > 0.02:
         lines.append(f"WARNING: {why_unknown(run.o, facts)}")
@@ -495,8 +494,9 @@ def examine(model, exam) -> tuple[float, float]:
 def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
     """-sum over the masked tokens of log p(token), p = softmax(logits), and how many of them are its argmax.
 
-    logits [..., V], labels [...] with -100 where there is no loss. Returns two float32 scalars. The caller
-    divides by the masked tokens of the whole step: a mean of means would weigh pieces of unequal size alike.
+    logits [..., V], labels [...] with -100 where there is no loss. Returns two float32 scalars; waits for no
+    device: no boolean indices, no .item(). The caller divides by the masked tokens of the whole step: a mean
+    of means would weigh pieces of unequal size alike.
     """
     counted = labels != IGNORE
     log_p = logits.float().log_softmax(-1)
@@ -572,7 +572,10 @@ def learning_rate(step: int, steps: int, warmup: int, highest: float) -> float:
 
 
 def make_optimizer(model, lr: float, weight_decay: float = 0.01) -> torch.optim.AdamW:
-    """AdamW; matrices and embeddings decay, biases and LayerNorm do not; frozen parameters are left out."""
+    """AdamW, betas .9 and .999; matrices and embeddings decay, biases and LayerNorm do not; not the frozen.
+
+    fused: one kernel for all parameters, in which no step waits for the device.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     decayed = {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay}
     others = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}
@@ -614,11 +617,8 @@ def unused_hardware(asked: str, device: torch.device) -> list[str]:
     build = f"torch {torch.__version__}"
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        known = " ".join(torch.cuda.get_arch_list())
-        card, why = (
-            torch.cuda.get_device_name(),
-            f"{build} has kernels for {known}, not for sm_{major}{minor}",
-        )
+        card = f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
+        why = f"{build} has kernels for {' '.join(torch.cuda.get_arch_list())} alone"
     else:
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
         try:
@@ -626,12 +626,12 @@ def unused_hardware(asked: str, device: torch.device) -> list[str]:
             card, driver = found.splitlines()[0].split(", ")
         except (OSError, subprocess.SubprocessError, LookupError, ValueError):
             return []  # no driver, or no card
-        cuda = torch.version.cuda or ""
-        needed = 580 if cuda.startswith("13") else 525
+        cuda = torch.version.cuda
+        needed = "580" if cuda and cuda.startswith("13") else "525"
         why = f"{build} does not start CUDA with driver {driver}"
         if not cuda:
             why = f"{build} is a build for CPUs"
-        elif int(driver.split(".")[0]) < needed:
+        elif driver < needed:
             why = f"driver {driver} is older than {needed}, which CUDA {cuda} of {build} needs"
     return [f"{card} is not used: {why}; README, Install, says which torch fits"]
 

@@ -163,7 +163,7 @@ def test_a_file_without_rows_is_refused_by_name(read, text):
 @pytest.mark.parametrize("content", [PAGE, b"", b'{"sentence": "One."}\n', b"Not Found"])
 def test_what_is_no_file_of_glue_is_refused_with_its_beginning(read, task, stem, content):
     with pytest.raises(
-        ValueError, match=rf"{stem}\.tsv begins '.*' and is no file of GLUE or `datasets`, whose first line"
+        ValueError, match=rf"{stem}\.tsv: its first line must name the columns .*, but begins '.*'"
     ) as e:
         read(task, stem, content)
     assert content.decode().partition("\n")[0][:15] in str(e.value)
@@ -252,7 +252,7 @@ def test_a_file_without_its_first_line_is_refused_with_the_names_it_should_have(
     """Read by place, its first row would be lost, or taken for names."""
     unlabelled = name == "AX"
     texts, label, _ = a_row_of(name) if name in EXPORTED else (("P", "H"), None, None)
-    with pytest.raises(ValueError, match="whose first line names the columns ") as error:
+    with pytest.raises(ValueError, match="its first line must name the columns ") as error:
         read(name, "diagnostic" if unlabelled else "train", official_line(name, texts, label) + "\n")
     assert ("sentence" in str(error.value)) or ("question1, question2, label" in str(error.value))
     assert "fix" not in str(error.value)
@@ -439,7 +439,9 @@ def test_a_page_in_place_of_a_file_is_a_failure(server, tmp_path, capsys):
     server["/glue/AX.tsv"] = PAGE
     with pytest.raises(OSError, match="AX not downloaded"):
         glue.download(["AX"], tmp_path)
-    assert "diagnostic.tsv begins '<!DOCTYPE html>' and is no file of GLUE" in capsys.readouterr().out
+    assert (
+        "diagnostic.tsv: its first line must name the columns sentence1, sentence2" in capsys.readouterr().out
+    )
 
 
 def test_ax_needs_mnli_so_both_are_downloaded(server, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model import (
+    ACTIVATIONS,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -177,6 +178,81 @@ def test_two_tensors_for_one_name_are_refused(change, name, theirs, tmp_path):
     rewrite(tmp_path, change)
     with pytest.raises(ValueError, match=f"pytorch_model.bin holds two tensors for {name} that differ"):
         BertForMaskedLM.from_pretrained(tmp_path)
+
+
+def a_third_layer(weights):
+    """As where config.json was changed to fewer layers."""
+    third = {name.replace("layer.1.", "layer.2."): w for name, w in weights.items() if "layer.1." in name}
+    return weights | third
+
+
+def an_adapter(weights):
+    return {**weights, "bert.encoder.layer.0.output.adapters.mine.down.weight": torch.zeros(4, 16)}
+
+
+def distances(weights):
+    """Of relative positions, in a folder whose config.json does not say so."""
+    return {**weights, "bert.encoder.layer.0.attention.self.distance_embedding.weight": torch.zeros(39, 8)}
+
+
+def factors(weights):
+    """As in ALBERT: one more matrix before the first layer."""
+    return {**weights, "bert.encoder.embedding_hidden_mapping_in.weight": torch.eye(16)}
+
+
+@pytest.mark.parametrize("change", [a_third_layer, an_adapter, distances, factors])
+def test_a_folder_with_parts_of_another_encoder_is_refused(change, theirs, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    rewrite(tmp_path, change)
+    with pytest.raises(
+        ValueError, match=r"another encoder: .* no place for \d+ stored tensors, such as bert.enc"
+    ):
+        BertForMaskedLM.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="another encoder"):
+        BertForSequenceClassification.from_pretrained(tmp_path)
+
+
+def test_a_head_that_is_left_unread_is_named_unless_it_is_berts_own(theirs, tmp_path, capsys):
+    theirs.save_pretrained(tmp_path)
+    own = {"cls.seq_relationship.weight": (2, 16), "classifier.bias": (3,), "bert.pooler.dense.bias": (16,)}
+    rewrite(tmp_path, lambda weights: weights | {name: torch.zeros(size) for name, size in own.items()})
+    capsys.readouterr()  # theirs shows a progress bar
+    BertForMaskedLM.from_pretrained(tmp_path)
+    assert not capsys.readouterr().err
+    torch.save(
+        {**torch.load(tmp_path / "pytorch_model.bin"), "qa_outputs.weight": torch.zeros(2, 16)},
+        tmp_path / "pytorch_model.bin",
+    )
+    ours = BertForMaskedLM.from_pretrained(tmp_path)
+    assert "no place for 1 stored tensors, such as qa_outputs.weight" in capsys.readouterr().err
+    assert torch.allclose(ours(IDS), theirs(IDS).logits, atol=1e-5), "the rest is what it was"
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_nan_in_a_weight_is_called_nan(kind, theirs, tmp_path):
+    theirs.bert.encoder.layer[1].output.dense.bias.data[3] = torch.nan
+    theirs.save_pretrained(tmp_path)
+    if kind == "bin":
+        rewrite(tmp_path, dict)
+    with pytest.raises(ValueError, match="bert.encoder.layer.1.output.dense.bias holds NaN"):
+        BertForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_words_that_cannot_be_are_read(theirs, tmp_path):
+    """A bias of -inf is how some switch words off."""
+    theirs.cls.predictions.bias.data[:5] = -torch.inf
+    theirs.save_pretrained(tmp_path)
+    p = BertForMaskedLM.from_pretrained(tmp_path)(IDS).softmax(-1)
+    assert torch.allclose(p, theirs(IDS).logits.softmax(-1), atol=1e-5) and not p[..., :5].any()
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_those_of_transformers(name, tmp_path):
+    x = torch.linspace(-6, 6, 1001)
+    assert torch.allclose(ACTIVATIONS[name](x), transformers.activations.ACT2FN[name](x), atol=1e-6)
+    theirs = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL, hidden_act=name)).eval()
+    theirs.save_pretrained(tmp_path)
+    assert torch.allclose(BertForMaskedLM.from_pretrained(tmp_path)(IDS), theirs(IDS).logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])

@@ -151,6 +151,29 @@ def test_a_config_that_cannot_be_built_is_refused_with_the_reason(folder, change
         BertConfig.from_folder(folder[0])
 
 
+def test_the_length_of_the_rows_in_training_is_kept_where_it_is_known(folder, tmp_path):
+    config = json.loads((folder[0] / "config.json").read_text())
+    assert "trained_length" not in config, "nobody said so"
+    assert BertForMaskedLM.from_pretrained(folder[0]).config.trained_length is None
+    BertForMaskedLM.from_pretrained(folder[0], trained_length=24).save_pretrained(tmp_path / "known")
+    again = BertForSequenceClassification.from_pretrained(tmp_path / "known", num_labels=3)
+    assert again.config.trained_length == 24
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path / "known").eval()
+    assert torch.allclose(theirs(IDS, MASK, TYPES).logits, folder[1], atol=1e-5), "a key it does not know"
+
+
+READERS = (BertForMaskedLM.from_pretrained, BertConfig.from_folder, load_tokenizer)
+
+
+@pytest.mark.parametrize("read", READERS, ids=lambda read: read.__qualname__)
+@pytest.mark.parametrize("name", ["bert-base-uncased", "google/bert_uncased_L-2_H-128_A-2", "runs/trian"])
+def test_a_name_that_is_no_folder_is_told_how_to_get_one(read, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{name}: no such file or folder; .*hub.*hf download NAME"):
+        read(name)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", "null"])
 def test_a_damaged_config_is_named(folder, content):
     (folder[0] / "config.json").write_text(content)

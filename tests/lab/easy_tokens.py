@@ -48,24 +48,28 @@ def python_source(roots) -> str:
 
 
 @torch.no_grad()
-def exam_entropies(folder) -> torch.Tensor:
-    """The model's entropy at every masked token of its run's held-out exam, nats."""
+def exam_entropies(folder) -> tuple[torch.Tensor, float]:
+    """(the model's entropy at every masked token of its run's held-out exam, its loss there), nats."""
     record = json.loads((Path(folder) / "args.json").read_text())
     o = argparse.Namespace(**record["options"])
     tokenizer, _, held_out_ids, _ = train.prepare_text(o)
     model = BertForMaskedLM.from_pretrained(folder, vocab_size=tokenizer.get_vocab_size())
     special = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[MASK]")]
-    ids, places, labels = train.draw_exam(held_out_ids, o.seq_len, *special)
-    return masking.entropy_at(model, places, ids)[labels != masking.IGNORE]
+    exam = train.draw_exam(held_out_ids, o.seq_len, *special)
+    ids, places, labels = exam
+    loss, _ = train.examine(model, exam)
+    return masking.entropy_at(model, places, ids)[labels != masking.IGNORE], loss
 
 
 def table(runs) -> str:
-    """Markdown: a line per run."""
-    lines = [["run", f"tokens below {EASY} nats", "median entropy", "mean entropy"]]
+    """Markdown: a line per run. A model that is as sure as it should be has a mean entropy like its loss."""
+    lines = [["run", f"tokens below {EASY} nats", "median entropy", "mean entropy", "less loss"]]
     for folder in runs:
-        entropy = exam_entropies(folder)
+        entropy, loss = exam_entropies(folder)
+        mean = entropy.mean().item()
         share = (entropy < EASY).float().mean().item()
-        lines.append([Path(folder).name, f"{share:.1%}", f"{entropy.median():.2f}", f"{entropy.mean():.2f}"])
+        cells = [Path(folder).name, f"{share:.1%}", f"{entropy.median():.2f}", f"{mean:.2f}"]
+        lines.append([*cells, f"{mean - loss:+.2f}"])
     return markdown(lines)
 
 

@@ -303,18 +303,16 @@ def losses(known: dict) -> dict:
 def pretraining_table(known=ARMS) -> str:
     """Held-out loss and cost of every arm, against random masks."""
     head = ["masks", "seeds", "held-out loss", *HEAD, "accuracy"]
-    table = [[*head, "MFLOP per token", "plateau left by"]]
+    table = [[*head, "MFLOP per token"]]
     arms = by_arm(read("runs"), known)
     loss = losses(known)
     for arm, rows in arms.items():
         accuracy = by_seed(rows, "held_out_accuracy")
         operations = np.mean([float(row["mflop_a_token"]) for row in rows])
-        left = max((row["left_plateau_step"] for row in rows), key=lambda step: (len(step), step))
         comparison = versus(loss, "random", arm, 3)
         cells = [ARMS[arm], str(len(rows))]
-        left = left if left == "never" else f"step {left}"
         cells += [spread(list(loss[arm].values()), 3), *comparison, spread(list(accuracy.values()), 3)]
-        table.append([*cells, f"{operations:.1f}", left])
+        table.append([*cells, f"{operations:.1f}"])
     return markdown(table)
 
 
@@ -332,6 +330,8 @@ def more_table() -> str:
     for folder, known in (("nine-arms", ("random",)), ("more-arms", MORE)):
         rows = read(f"{folder}/runs")
         arms |= by_arm(rows, known)
+    if list(arms) == ["random"]:
+        return ""
     loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
     table = [["masks", "seeds", "held-out loss", *HEAD, "accuracy", "MFLOP per token"]]
     for arm, rows in arms.items():

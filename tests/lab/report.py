@@ -310,9 +310,12 @@ def filled(page: str) -> str:
         table = TABLES[match[1]]()
         if table.count("\n") < 2:  # a head, and no line
             table = EMPTY
-        return f"<!-- table: {match[1]} -->\n\n{table.strip()}\n"
+        return f"<!-- table: {match[1]} -->\n\n{table.strip()}\n\n"
 
-    return re.sub(rf"<!-- table: (.+) -->\n\n((?:\|.*\n)+|{re.escape(EMPTY)}\n)?", fill, page)
+    below = (
+        rf"<!-- table: (.+) -->\n\n((?:\|.*\n)+|{re.escape(EMPTY)}\n)?\n*"  # with the empty lines that follow
+    )
+    return re.sub(below, fill, page).rstrip("\n") + "\n"
 
 
 def main(argv=None):

@@ -21,9 +21,9 @@
 # checkpoint. What a run prints stands in RUNS/NAME.txt. Two runs at a time, with one thread each: two runs that
 # use all cores wait for each other. Tables and figures at the end come from all runs that are in RUNS.
 #
-# Results on real text belong together only where the text was cut in the same way. The parts main, more and code
-# of the report were made with commit ef9cc23, before [SEP] stood between documents: to add to them, work there
-# (git worktree add ../lab ef9cc23), with focal.py of today. All other parts may be made with any commit.
+# Results belong together only where the text was cut in the same way. Those of the report in main, more, code,
+# language and border were made before [SEP] stood between documents: main, more and code with commit ef9cc23, to
+# add to them work there (git worktree add ../lab ef9cc23) with focal.py of today; border with commit f7945c7.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

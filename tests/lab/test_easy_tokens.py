@@ -43,12 +43,19 @@ def test_the_share_of_easy_tokens_is_counted_at_the_places_of_the_exam(
     logits = BertForMaskedLM.from_pretrained(tmp_path / "run")(ids).double()
     p = logits.softmax(-1)
     entropy = -(p * p.log()).sum(-1).gather(1, places)[labels != -100]  # all logits, in float64
-    assert torch.allclose(easy_tokens.exam_entropies(tmp_path / "run").double(), entropy, atol=1e-4)
+    found, loss = easy_tokens.exam_entropies(tmp_path / "run")
+    assert torch.allclose(found.double(), entropy, atol=1e-4)
+    at_places = logits.take_along_dim(places[..., None], 1).flatten(0, 1)
+    assert loss == pytest.approx(
+        torch.nn.functional.cross_entropy(at_places, labels.flatten()).item(), abs=1e-4
+    )
 
     monkeypatch.setattr(easy_tokens, "EASY", entropy.median().item() + 1e-3)
     expected = (entropy < easy_tokens.EASY).double().mean().item()
     easy_tokens.main(["share", "--runs", str(tmp_path / "run")])
-    assert f"| {expected:.1%} " in capsys.readouterr().out and 0.5 <= expected < 1
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert f"| {expected:.1%} " in line and 0.5 <= expected < 1
+    assert float(line.split("|")[-2]) == pytest.approx(entropy.mean().item() - loss, abs=0.0051)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):

@@ -47,11 +47,16 @@ def anchors(text: str) -> set:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", ["tests/README.md", *(f"tests/lab/{page}" for page in PAGES)])
+LINKED = ["README.md", "tests/README.md", "tests/course/README.md", *(f"tests/lab/{page}" for page in PAGES)]
+
+
+@pytest.mark.parametrize("page", LINKED)
 def test_links_lead_to_files_and_headings_that_exist(page):
     page = PROJECT / page
     text = page.read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)]+)\)", text):
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         assert target.exists(), f"{page} links to {path}, which does not exist"
@@ -132,7 +137,7 @@ def test_a_table_is_written_below_its_name_and_nothing_else_changes(monkeypatch)
     made = report.filled(page)
     assert made == (
         "One.\n\n<!-- table: a -->\n\n| x |\n| - |\n| 1 |\n\nTwo.\n\n"
-        f"<!-- table: b -->\n\n{report.EMPTY}\nThree.\n"
+        f"<!-- table: b -->\n\n{report.EMPTY}\n\nThree.\n"
     )
     assert report.filled(made) == made
     with pytest.raises(KeyError):

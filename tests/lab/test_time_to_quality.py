@@ -267,7 +267,7 @@ def test_the_table_and_the_mean_line_by_hand():
 
 
 def test_the_table_in_the_report_is_that_of_the_raw_results():
-    report = (PROJECT / "tests/lab/README.md").read_text(encoding="utf-8")
+    report = (PROJECT / "tests/lab/speed.md").read_text(encoding="utf-8")
     results = lab.read_results(lab.RESULTS / "time-to-quality.csv")
     for line in lab.table(results).splitlines():
         assert line in report, f"the report lacks this line of tests/lab/time_to_quality.py:\n{line}"

@@ -230,7 +230,7 @@ def table(results: list) -> str:
     moments = [limit / 8, limit / 4, limit / 2]
     head = ["program", "learning rate", "seeds", "steps", "tokens/s"]
     head += [f"at {t:g} s" for t in moments]
-    lines = [[*head, f"at {limit:g} s, the end", "floor", "accuracy"]]
+    lines = [[*head, f"at {limit:g} s, the end", "unigram loss", "accuracy"]]
     for (program, lr), rows in by_program(results).items():
         cells = [program, lr, str(len(rows))]
         for name in ("steps", "tokens_per_second"):
