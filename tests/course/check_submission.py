@@ -35,6 +35,7 @@ REFUSED_ATTRIBUTES |= set(
 )
 REFUSED_ATTRIBUTES |= set("testing lib f2py multiprocessing from_pretrained save_pretrained modules".split())
 REFUSED_ATTRIBUTES |= set("monitoring settrace setprofile attrgetter methodcaller scipy sklearn".split())
+REFUSED_ATTRIBUTES |= set("gi_frame cr_frame ag_frame tb_frame f_back f_globals f_locals f_builtins".split())
 
 
 class Unusable(Exception):
@@ -80,8 +81,14 @@ def cut(text: str, name: str) -> str:
 
 
 def refused_names(function: ast.AST) -> list[str]:
-    """What a function uses and may not."""
+    """What a function uses and may not; a variable of its own may have any name."""
     found = []
+    own = {
+        node.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    own |= {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
     for node in ast.walk(function):
         if isinstance(node, ast.Import):
             found += [f"import {a.name}" for a in node.names if a.name not in LIBRARIES]
@@ -95,7 +102,8 @@ def refused_names(function: ast.AST) -> list[str]:
             private = node.attr.startswith("_") and node.attr != "__init__"
             found += [node.attr] if private or node.attr in REFUSED_ATTRIBUTES else []
         elif isinstance(node, ast.Name):
-            found += [node.id] if node.id.startswith("__") or node.id in REFUSED_NAMES else []
+            refused = node.id in REFUSED_NAMES - own
+            found += [node.id] if node.id.startswith("__") or refused else []
         elif isinstance(node, ast.Global):
             found.append("global")
         elif isinstance(node, (ast.AsyncFunctionDef, ast.Await, ast.ClassDef)):

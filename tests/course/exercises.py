@@ -152,7 +152,7 @@ EXERCISES = (
         "where `width` is None the candidates must be counted.",
         "Model A wavers between two words, half and half. Model B is 99% sure of one word and spreads the "
         "rest evenly over 8,191 others. Which has the higher entropy, and by what factor?",
-        by_hand=("Categorical", "MaskedLoss"),
+        by_hand=("Categorical", "entr", "cross_entropy", "MaskedLoss"),
     ),
     Exercise(
         6,

@@ -155,7 +155,8 @@ def expected(number: int, seeds: tuple) -> list:
 def shown(line: dict) -> str:
     """An answer in a few words."""
     if "error" in line:
-        return f"{line['error']}: {line.get('message', '')}"
+        said = " ".join(str(line.get("message", "")).replace("<", "(").split())
+        return f"{line['error']}: {said}"
     if "word" in line:
         return line["word"]
     values = ", ".join(f"{value:.5g}" for value in line["values"][:4])

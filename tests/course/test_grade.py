@@ -81,12 +81,21 @@ def test_a_function_is_cut_out_of_a_file_that_is_no_python():
         "getattr(torch, 'x')",
         "from scipy.stats import rankdata",
         "torch.distributions.Categorical(logits=logits)",
+        "torch.special.entr(logits)",
+        "(x for x in [1]).gi_frame",
     ],
 )
 def test_ways_out_of_a_function_are_refused(line):
     text = f"def prediction_entropy(logits):\n    {line}\n    return logits.sum(-1)\n"
     with pytest.raises(check_submission.Unusable, match="refused|by hand"):
         check_submission.take(text, "prediction_entropy", E5)
+
+
+def test_a_variable_may_have_any_name():
+    text = (
+        "def rule_mid(entropy, pool, temperature, generator):\n    dist = entropy.abs()\n    return -dist\n"
+    )
+    assert check_submission.take(text, "rule_mid", E6)
 
 
 def test_the_reference_is_refused_nowhere():
@@ -131,7 +140,13 @@ def test_the_process_that_answers_reads_no_solution_and_writes_nothing(workers, 
     """The names are refused before anything runs; this is the second fence, in the process itself."""
     secret = tmp_path / "secret.txt"
     secret.write_text("x")
-    for line in (f"open({str(secret)!r}).read()", "__import__('os').system('true')", "open('new.txt', 'w')"):
+    around = f"open('../' * 9 + {str(secret)[1:]!r}).read()"
+    for line in (
+        f"open({str(secret)!r}).read()",
+        around,
+        "__import__('os').system('true')",
+        "open('new.txt', 'w')",
+    ):
         source = f"def prediction_entropy(logits):\n    {line}\n    return logits.sum(-1)\n"
         answers, _ = grade.observe(workers, E5, {"prediction_entropy": source}, (1,))
         assert answers[0]["error"] == "PermissionError", (line, answers[0])

@@ -10,6 +10,7 @@ import bugs
 import exercises
 import handout
 import pytest
+import wrong
 
 EXERCISES = exercises.EXERCISES
 
@@ -254,6 +255,7 @@ def test_the_page_for_teachers_agrees_with_the_tables():
     assert f"{sum(len(e.functions) for e in EXERCISES)} functions have lost their bodies" in flat
     assert f"{sum(e.hours for e in EXERCISES):g} hours" in flat
     assert f"of {len(bugs.BUGS)} real bugs" in flat
+    assert f"{len(wrong.WRONG)} wrong implementations" in flat
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):

@@ -655,7 +655,8 @@ def lock(folder: Path, seconds: int, megabytes: int):
         with suppress(OSError, ValueError):
             resource.setrlimit(kind, (limit, limit))
 
-    readable = (str(folder), sys.prefix, sys.base_prefix, "/proc/", "/sys/", "/dev/")
+    own = (folder, sys.prefix, sys.base_prefix, "/proc/self", "/proc/cpuinfo", "/sys", "/dev")
+    readable = tuple(os.path.realpath(path) for path in own)
     closed = ("subprocess", "os", "socket", "ctypes", "shutil", "pty", "signal", "gc", "fcntl", "mmap")
     harmless = ("os.listdir", "os.scandir", "os.putenv", "os.unsetenv")
 
@@ -663,7 +664,7 @@ def lock(folder: Path, seconds: int, megabytes: int):
         if event == "open":
             path, mode, flags = arguments
             writes = isinstance(mode, str) and set(mode) & set("wax+") or (flags or 0) & 3
-            if isinstance(path, int) or writes or not str(Path(str(path)).absolute()).startswith(readable):
+            if isinstance(path, int) or writes or not os.path.realpath(path).startswith(readable):
                 raise PermissionError(f"a function of an exercise opens {path}")
         elif event.partition(".")[0] in closed and event not in harmless:
             raise PermissionError(f"a function of an exercise uses {event}")

@@ -278,6 +278,12 @@ ENTROPY = (
     ),
     Wrong(
         5,
+        "torch's -p log p",
+        0,
+        entropy("    return torch.special.entr(logits.float().softmax(-1)).sum(-1)\n"),
+    ),
+    Wrong(
+        5,
         "nothing is hidden",
         7,
         blank(
@@ -925,6 +931,8 @@ FORGED_BODIES = {
     "asks the garbage collector": body("import gc\ngc.get_objects()"),
     "changes what compares": body("import numpy\nnumpy.allclose = lambda *a, **k: True"),
     "changes what is written": body('import json\njson.dumps = lambda line: ""'),
+    "walks up the frames of a generator": body("g = (x for x in [1])\ng.gi_frame.f_back"),
+    "changes how numbers are noted": body("torch.Tensor.detach = lambda self: self * 0"),
     "a number that is equal to all": body("torch.Tensor.double = lambda self: self"),
 }
 
