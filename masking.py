@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 IGNORE = -100  # label of a position that has no loss
+WRAPPERS = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParallel)
 SCHEMES = {"80-10-10": (0.8, 0.9), "100-0-0": (1.0, 1.0)}  # a uniform draw, cut: [MASK] | random | as is
 
 # ---- how unsure is the model? ----
@@ -68,46 +69,89 @@ def slice_size(device: torch.device) -> int:
 def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """One forward pass of input_ids [B, T]; the logits at places [B, c] alone: [B, c, V].
 
-    Most of the work of a small model is its last layer, so only these places should reach it: this project's
-    models take `places`; where a model names its last layer, as those of `transformers` do, a hook picks
-    what goes in. From any other model all logits are taken. Raises ValueError where there are none.
+    Most of the work of a small model is its last layer, so only these places should reach it; gradients are
+    those of the full logits. `inputs` go to the model. Raises ValueError where it does not take them.
     """
-    if "places" in signature(model.forward).parameters:
+    inner = _inside(model)
+    taken = signature(inner.forward).parameters.values()
+    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in taken):
+        unknown = set(inputs) - {parameter.name for parameter in taken}
+        if unknown:
+            raise ValueError(f"{type(inner).__name__} takes no {', '.join(unknown)}: leave that out")
+    if "places" in signature(inner.forward).parameters:  # this project's models
         return model(input_ids, places=places, **inputs)
+    return _foreign_logits_at(model, places, input_ids, inputs)
+
+
+def _foreign_logits_at(model, places, input_ids, inputs) -> torch.Tensor:
+    """logits_at for anybody's model. Raises ValueError where it returns no logits.
+
+    Where a model names its last layer, as those of `transformers` do, a hook picks what goes in; else all
+    logits are taken, as within torch.compile, which would compile anew for every hook.
+    """
 
     def pick(layer, args):
         if args and args[0].shape[:2] == input_ids.shape != places.shape:
             return (args[0].take_along_dim(places[..., None], 1), *args[1:])
 
-    last = torch.nn.Identity()  # of no model, so its hook is never called
-    if hasattr(model, "get_output_embeddings"):
-        last = model.get_output_embeddings() or last
+    inner = _inside(model)
+    last = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    compiled = [m for m in model.modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
+    if last is None or any(last in module.modules() for module in compiled):
+        last = torch.nn.Identity()  # of no model, so its hook is never called
     with last.register_forward_pre_hook(pick):
         output = model(input_ids=input_ids, **inputs)
 
-    logits = getattr(output, "logits", output)
+    logits = output[0] if isinstance(output, tuple) else output
+    for name in ("logits", "prediction_logits"):
+        logits = output.get(name, logits) if isinstance(output, dict) else getattr(output, name, logits)
     shape = getattr(logits, "shape", ())
     if len(shape) != 3 or shape[:2] not in (input_ids.shape, places.shape):
-        what = f"{type(model).__name__} gives no logits [B, T, V]"
+        what = f"{type(inner).__name__} gives no logits [B, T, V]"
         raise ValueError(f"{what}: a masked language model is needed")
     if shape[:2] == input_ids.shape:  # all T came out: no hook, or every place is asked for
         return logits.take_along_dim(places[..., None], 1)
     return logits
 
 
+def _inside(model):
+    """The model within torch's wrappers for several devices, known by their class, and torch.compile's."""
+    while isinstance(model, WRAPPERS) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, WRAPPERS) else model._orig_mod
+    return model
+
+
 def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """The entropy of the model's predictions at places [B, c] of input_ids [B, T]: [B, c], nats.
 
-    A few rows at a time, so that neither encoder nor logits hold too many tokens at once.
+    A few rows at a time, which the inputs that have B rows share; but all in one pass where other processes
+    take part in a pass, who would wait for each other, or where an input has neither B rows nor one.
     """
-    model = getattr(model, "module", model)  # look through DistributedDataParallel
+    if isinstance(model, WRAPPERS):
+        model = model.module  # its forward would communicate
+    count, length = input_ids.shape
+    inputs = {name: value for name, value in inputs.items() if value is not None}
+    sizes = [len(value) for value in inputs.values() if torch.is_tensor(value) and value.dim() > 0]
+    together = any(
+        base.__module__.startswith(("torch.distributed", "torch.nn.parallel"))
+        for module in model.modules()
+        for base in type(module).__mro__
+    )
+    # Memory goes into the logits, of 1,024 tokens on a CPU (125 MB with 30,522 words); if few are asked for,
+    # into the encoder, where 16 tokens need about as much.
     tokens = 1024 if input_ids.device.type == "cpu" else 16384
-    rows = max(1, min(tokens // places.shape[1], 16 * tokens // input_ids.shape[1]))
+    rows = max(1, tokens // max(places.shape[1], length // 16))
+    if together or not set(sizes) <= {1, count}:
+        rows = count
+
     entropy = []
     with evaluating(model):
-        for start in range(0, len(input_ids), rows):
+        for start in range(0, count, rows):
             part = slice(start, start + rows)
-            given = {name: value[part] for name, value in inputs.items() if value is not None}
+            given = dict(inputs)
+            for name, value in inputs.items():
+                if torch.is_tensor(value) and value.shape[:1] == (count,):
+                    given[name] = value[part]
             logits = logits_at(model, places[part], input_ids[part], **given)
             pieces = logits.flatten(0, 1).split(max(1, slice_size(logits.device) // logits.shape[-1]))
             entropy += [prediction_entropy(piece) for piece in pieces]
@@ -157,10 +201,18 @@ class EntropyMemory:
 
     def write(self, index, places, entropy, blank):
         """Remember the entropies [B, k] at places [B, k] of rows `index` [B], where blank, bool [B, k]."""
-        mean = (entropy * blank).sum() / blank.sum().clamp_min(1)
-        self.mean = torch.where(self.mean > 0, self.mean.lerp(mean, 0.01), mean)
-        where = (index[:, None], places)
-        self.values[where] = torch.where(blank, entropy.half(), self.values[where])
+        entropy = entropy.detach()
+        count = blank.sum()
+        mean = torch.where(blank, entropy, 0).sum() / count.clamp_min(1)
+        moved = torch.where(self.mean > 0, self.mean.lerp(mean, 0.01), mean)
+        self.mean = torch.where(count > 0, moved, self.mean)
+
+        # A row may be there twice. What is no blank repeats some blank, so that it never writes old over new.
+        rows = index[:, None].expand_as(places)
+        values = torch.where(blank, entropy.half(), self.values[rows, places]).flatten()
+        blank = blank.flatten()
+        source = torch.where(blank, torch.arange(len(blank), device=blank.device), blank.byte().argmax())
+        self.values[rows.flatten()[source], places.flatten()[source]] = values[source]
 
 
 # ---- which positions? ----
@@ -413,55 +465,109 @@ def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme=
 
 
 def vocabulary_of(tokenizer):
-    """(id of the mask token, number of entries, special ids) of transformers' or tokenizers' tokenizer."""
+    """(id of the mask token, number of entries, special ids) of transformers' or tokenizers' tokenizer.
+
+    Raises ValueError where one of these is missing.
+    """
     if hasattr(tokenizer, "all_special_ids"):
-        return tokenizer.mask_token_id, len(tokenizer), tokenizer.all_special_ids
-    special = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
-    return tokenizer.token_to_id("[MASK]"), tokenizer.get_vocab_size(), special
+        mask_token_id, size, special = tokenizer.mask_token_id, len(tokenizer), tokenizer.all_special_ids
+    elif hasattr(tokenizer, "get_added_tokens_decoder"):
+        found = [tokenizer.token_to_id(token) for token in ("[MASK]", "<mask>")]
+        mask_token_id = found[1] if found[0] is None else found[0]
+        size = tokenizer.get_vocab_size()
+        special = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
+    else:
+        raise ValueError(f"{type(tokenizer).__name__} has no all_special_ids, mask_token_id and length")
+    if mask_token_id is None:
+        raise ValueError("the tokenizer has no mask token: masked language modeling needs one")
+    if mask_token_id not in special:
+        declare = 'tokenizer.add_special_tokens(["[PAD]", "[CLS]", "[SEP]", "[MASK]"]), under its own names'
+        raise ValueError(f"the tokenizer does not say which tokens are special: {declare}")
+    return mask_token_id, size, special
+
+
+def unmasked(input_ids, labels, mask_token_id) -> torch.Tensor:
+    """The ids before a collator's masks. Raises ValueError for labels of another task, where seen."""
+    if labels is None:
+        return input_ids
+    if labels.shape != input_ids.shape:
+        raise ValueError(f"labels {tuple(labels.shape)} are not those of a masked LM: leave them out")
+    hidden = labels != IGNORE
+    original = torch.where(hidden, labels, input_ids)
+    if input_ids.device.type == "cpu" and not torch.equal(original, input_ids):  # a GPU would be waited for
+        if hidden.sum() >= 16 and (input_ids[hidden] != mask_token_id).all():  # by chance: once in 5^16
+            raise ValueError("no label stands at a mask token: those are of another task, leave them out")
+    return original
 
 
 def mask_batch(
-    model, batch, tokenizer, rule="sample", mask_ratio=0.15, scheme="80-10-10", eligible=None, word_start=None
-) -> dict:
-    """Mask a batch by the model's own entropy (blank reading), as a data collator does at random.
+    model,  # who is unsure: any masked LM (see visible_entropy), the one in training or a teacher
+    batch,  # input_ids [B, T] and what the model takes; labels of a collator's masks, which are undone
+    tokenizer,  # of transformers or tokenizers
+    rule="sample",
+    mask_ratio=0.15,
+    scheme="80-10-10",
+    eligible=None,  # bool [B, T] or, a table over the vocabulary, [V]: what else may not be masked is False
+    word_start=None,  # bool [B, T] or [V], False where a piece continues a word: mask whole words
+    candidates=2.0,  # blanks per mask; None: the visible reading
+    temperature=1.0,
+    generator=None,  # of the masks; else torch's own, which dropout uses as well
+    return_entropy=False,
+):
+    """Mask a batch by a model's entropy, as a data collator does at random.
 
-    model: any masked LM (see `visible_entropy`). batch: input_ids [B, T] and what else the model takes; where
-    a collator has masked it already, its labels undo that. tokenizer: of transformers or tokenizers.
-    eligible, word_start: bool [B, T], see select_positions; padding and special tokens are never masked.
-    Returns the batch with new input_ids and labels [B, T]. Raises ValueError where one of these does not fit.
+    Never masked: special tokens, padding (attention_mask 0) and where special_tokens_mask is 1. Returns the
+    batch with new input_ids and labels [B, T]; with return_entropy also the entropies [B, T] that the rule
+    saw, nats (rule random: None). Raises ValueError where model, batch and tokenizer do not fit.
     """
-    batch = {name: value for name, value in batch.items() if name != "special_tokens_mask"}
     mask_token_id, vocab_size, special = vocabulary_of(tokenizer)
-    if mask_token_id is None:
-        raise ValueError("the tokenizer has no mask token: masked language modeling needs one")
-    input_ids = batch.pop("input_ids")
-    labels = batch.pop("labels", torch.full_like(input_ids, IGNORE))
-    if labels.shape != input_ids.shape:
-        raise ValueError(f"labels {tuple(labels.shape)} are not those of a masked LM: leave them out")
-    input_ids = torch.where(labels == IGNORE, input_ids, labels)
+    known = getattr(getattr(_inside(model), "config", None), "vocab_size", vocab_size)
+    if known < vocab_size:
+        raise ValueError(
+            f"the model knows {known} ids, the tokenizer has {vocab_size}: one vocabulary for both"
+        )
+    batch = dict(batch)
+    input_ids = unmasked(batch.pop("input_ids"), batch.pop("labels", None), mask_token_id)
+    protected = batch.pop("special_tokens_mask", None)
+    attention_mask = batch.get("attention_mask")
 
-    allowed = eligible_positions(input_ids, special)
-    if batch.get("attention_mask") is not None:
-        allowed &= batch["attention_mask"].bool()
+    ordinary = eligible_positions(input_ids, special)
+    allowed = ordinary
     if eligible is not None:
-        allowed &= eligible
+        allowed = allowed & (eligible[input_ids] if eligible.dim() == 1 else eligible)
+    if protected is not None:
+        allowed = allowed & ~protected.bool()
+    if attention_mask is not None and attention_mask.shape == input_ids.shape:
+        allowed = allowed & attention_mask.bool()
+    elif attention_mask is not None and eligible is None:
+        shape = tuple(attention_mask.shape)
+        raise ValueError(f"attention_mask {shape} does not name the padding: say eligible=, bool [B, T]")
+    if word_start is not None and word_start.dim() == 1:
+        after_special = torch.ones_like(ordinary)
+        after_special[:, 1:] = ~ordinary[:, :-1]
+        word_start = word_start[input_ids] | ~ordinary | after_special
 
-    def read(candidates):
-        width = candidate_budget(input_ids.shape[1], mask_ratio, 2.0)
-        return blank_entropy(model, input_ids, candidates, mask_token_id, width, **batch)
+    def read(blanks):
+        if blanks is None:
+            return visible_entropy(model, input_ids, **batch)
+        width = candidate_budget(input_ids.shape[1], mask_ratio, candidates)
+        return blank_entropy(model, input_ids, blanks, mask_token_id, width, **batch)
 
-    selected, _ = choose_masks(read, allowed, rule, mask_ratio, word_start=word_start)
-    corrupted, labels = corrupt(input_ids, selected, mask_token_id, vocab_size, special, scheme)
-    return {**batch, "input_ids": corrupted, "labels": labels}
+    settings = (candidates, temperature, generator, word_start)
+    selected, entropy = choose_masks(read, allowed, rule, mask_ratio, *settings)
+    corrupted, labels = corrupt(input_ids, selected, mask_token_id, vocab_size, special, scheme, generator)
+    masked = {**batch, "input_ids": corrupted, "labels": labels}
+    return (masked, entropy) if return_entropy else masked
 
 
 # ---- what it looks like: python masking.py --model FOLDER --text "..." ----
 
 COLOUR = "\033[30;48;5;{shade}m{text}\033[0m"  # of a terminal, from yellow to red
-HTML = '<b style="background:hsl(0 100% {light:.0f}%)">{text}</b>'  # from white to red
+HTML = '<mark style="background:hsl(0 100% {light:.0f}%)">{text}</mark>'  # from white to red
 PAGE = """\
-<!doctype html><html lang="en"><meta charset="utf-8"><title>How unsure is {model}?</title>
-<style>:root {{ color-scheme: light dark }} b {{ color: black; font-weight: normal }}</style><pre>{text}</pre>
+<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>How unsure is {model}?</title><style>:root {{ color-scheme: light dark }}
+pre {{ font-size: min(14px, 2.4vw) }}</style><pre>{text}</pre>
 """
 Sentence = namedtuple("Sentence", "tokens entropies guesses picks left_out")
 
@@ -473,10 +579,9 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator) -> Sen
     the model's training where that is known: later positions never learned. Raises ValueError for no tokens.
     """
     longest = model.config.max_position_embeddings
-    tokenizer.no_truncation()
-    whole = len(tokenizer.encode(text))
-    tokenizer.enable_truncation(min(longest, getattr(model.config, "trained_length", None) or longest))
+    tokenizer.enable_truncation(min(longest, model.config.trained_length or longest))
     encoding = tokenizer.encode(text)
+    left_out = sum(part.special_tokens_mask.count(0) for part in encoding.overflowing)
     ids = torch.tensor([encoding.ids])
     special = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]")]
     places = eligible_positions(ids, special)[0].nonzero()  # [n, 1]
@@ -503,7 +608,7 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator) -> Sen
     for rule in RULES:
         picks[rule] = select_positions(rule, eligible, mask_ratio, entropy, generator=generator)[0].tolist()
     tokens = [encoding.tokens[place] for place in places]
-    return Sentence(tokens, entropies, guesses, picks, whole - len(encoding))
+    return Sentence(tokens, entropies, guesses, picks, left_out)
 
 
 def picture(sentences: list[Sentence], legend: str, style: str) -> str:

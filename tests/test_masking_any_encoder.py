@@ -7,16 +7,19 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from conftest import PROJECT
 from sync import NoSync
 from torch import nn
 
-from masking import IGNORE, blank_entropy, mask_batch, mask_budget, visible_entropy
+from masking import IGNORE, as_places, blank_entropy, logits_at, mask_batch, mask_budget, visible_entropy
 from model import SPECIAL_TOKENS, BertConfig, BertForMaskedLM, init_normal, load_tokenizer
 
 hf = pytest.importorskip("transformers")
 
-from encoders import EXTRAS, masked_lm, sharpen, word_tokenizer  # noqa: E402 (needs transformers)
+from encoders import EXTRAS, masked_lm, sharpen, small_masked_lm, word_tokenizer  # noqa: E402 (needs it)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES  # noqa: E402
 
 WORDS = [*(a + b for a in "bcdfg" for b in "aeiou"), "##la", "##mo", "##nu"]
 VOCAB = 5 + len(WORDS)
@@ -183,22 +186,149 @@ def test_a_model_that_returns_bare_logits_is_read_too():
     assert torch.allclose(visible_entropy(model, **batch).double(), reference(model, batch), atol=1e-4)
 
 
+# ---- every architecture that AutoModelForMaskedLM lists ----
+
+EVERY = sorted(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+SKIPPED = {}  # model type: why it cannot be built small (transformers 5.24: none)
+STIRRED = ["funnel", "neomme"]  # sharpened, their predictions are all alike: noise in all weights instead
+NO_GRADIENT = ["reformer"]  # without dropout it refuses to compute one
+
+
+@pytest.mark.parametrize("model_type", EVERY)
+def test_every_architecture_is_read_at_the_places_alone(model_type):
+    if model_type in SKIPPED:
+        pytest.skip(SKIPPED[model_type])
+    torch.manual_seed(1)
+    model = small_masked_lm(model_type, PADDED)
+    if model_type in STIRRED:
+        for parameter in model.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    else:
+        sharpen(model)
+    batch = batch_of_rows([16, 11, 13])
+    hidden = (batch["input_ids"] >= 5) & (torch.arange(16) % 3 == 1)
+    modes = [module.training for module in model.modules()]
+    found = blank_entropy(model, batch["input_ids"], hidden, MASK, attention_mask=batch["attention_mask"])
+    assert [module.training for module in model.modules()] == modes, "train/eval mode of every module"
+    assert hooks_of(model) == 0, "a hook was left in the model"
+
+    # The truth: all logits of the blanked rows, and their gradients. (Not all run in float64.)
+    model.eval()
+    blanked = batch["input_ids"].masked_fill(hidden, MASK)
+    logits = model(input_ids=blanked, attention_mask=batch["attention_mask"]).logits
+    p = logits.detach().double().softmax(-1)
+    expected = -torch.where(p > 0, p * p.log(), 0.0).sum(-1)
+    assert expected[hidden].std() > 0.01, "predictions that are all alike would test nothing"
+    assert torch.allclose(found[hidden].double(), expected[hidden], atol=1e-4)
+
+    if model_type in NO_GRADIENT:
+        return
+    weights = [p for p in model.parameters() if p.requires_grad and p.numel() > 0]
+    label = batch["input_ids"][hidden]
+    loss = F.cross_entropy(logits[hidden].float(), label)
+    truth = torch.autograd.grad(loss, weights, allow_unused=True)
+    places = as_places(hidden, 5)  # rows 2 and 3 have fewer
+    labels = batch["input_ids"].masked_fill(~hidden, IGNORE).gather(1, places)
+    picked = logits_at(model, places, blanked, attention_mask=batch["attention_mask"])
+    assert picked.shape == (3, 5, logits.shape[-1])
+    loss = F.cross_entropy(picked.flatten(0, 1).float(), labels.flatten())
+    for parameter, one, other in zip(
+        weights, truth, torch.autograd.grad(loss, weights, allow_unused=True), strict=True
+    ):
+        assert (one is None) == (other is None)
+        if one is not None:
+            scale = one.abs().max() + 1e-6
+            assert torch.allclose(one / scale, other / scale, atol=1e-3), tuple(parameter.shape)
+
+
+# ---- wrappers ----
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 @pytest.mark.parametrize("name", ["Roberta", "this project"])
-def test_distributed_data_parallel_is_looked_through(name):
-    class Wrapper(nn.Module):
-        """Like DistributedDataParallel, whose forward would start communication."""
-
-        def __init__(self, module):
-            super().__init__()
-            self.module = module
-
-        def forward(self, *args, **inputs):
-            raise AssertionError("the wrapper's forward was called")
-
+@pytest.mark.parametrize("wrapper", [nn.parallel.DistributedDataParallel, nn.DataParallel])
+def test_wrappers_of_torch_are_looked_through(name, wrapper, one_process, monkeypatch):
     model = build(name)
     batch = batch_of_rows([14, 9])
-    assert torch.equal(visible_entropy(Wrapper(model), **batch), visible_entropy(model, **batch))
-    assert "labels" in mask_batch(Wrapper(model), batch, word_tokenizer(WORDS))
+    wrapped = wrapper(model)
+    places = as_places(batch["input_ids"] >= 5, 3)
+
+    # For a loss, their forward is needed: it is what makes the gradients of all processes one.
+    called = []
+    forward = wrapper.forward
+    monkeypatch.setattr(wrapper, "forward", lambda *call, **more: called.append(1) or forward(*call, **more))
+    wrapped.eval()
+    picked = logits_at(wrapped, places, **batch)
+    assert torch.allclose(picked, logits_at(model, places, **batch)) and called == [1]
+
+    def refuse(*args, **inputs):
+        raise AssertionError("the wrapper's forward was called, which starts communication")
+
+    monkeypatch.setattr(wrapper, "forward", refuse)
+    wrapped.train()
+    assert torch.equal(visible_entropy(wrapped, **batch), visible_entropy(model, **batch))
+    assert "labels" in mask_batch(wrapped, batch, word_tokenizer(WORDS))
+
+
+def test_a_submodule_of_the_name_module_is_no_wrapper():
+    torch.manual_seed(0)
+
+    class Residual(nn.Module):
+        """Somebody's own model, one part of which happens to be called `module`."""
+
+        def __init__(self):
+            super().__init__()
+            self.module = Plain()
+
+        def forward(self, input_ids, attention_mask=None):
+            return self.module(input_ids) + 3 * nn.functional.one_hot(input_ids, PADDED)
+
+    model = Residual()
+    batch = batch_of_rows([14, 14])
+    assert torch.allclose(visible_entropy(model, **batch).double(), reference(model, batch), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Roberta", "this project"])
+@pytest.mark.parametrize("how", ["all of it", "all of it in place", "its encoder"])
+def test_a_compiled_model_is_not_compiled_for_every_length(name, how):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model = build(name).eval()
+    plain = copy.deepcopy(model)
+    if how == "all of it":
+        model = torch.compile(model, backend=backend)
+    elif how == "all of it in place":
+        model.compile(backend=backend)
+    else:
+        encoder = model.bert if name == "this project" else model.base_model
+        encoder.compile(backend=backend)
+    passes = 0
+    for length in range(12, 24):
+        batch = batch_of_rows([length, length - 2, length - 3])
+        hidden = (batch["input_ids"] >= 5) & (torch.arange(length) % 3 == 1)
+        places = as_places(hidden, length // 3)
+        assert torch.allclose(logits_at(model, places, **batch), logits_at(plain, places, **batch), atol=1e-4)
+        got = blank_entropy(model, batch["input_ids"], hidden, MASK, attention_mask=batch["attention_mask"])
+        blanked = batch | {"input_ids": batch["input_ids"].masked_fill(hidden, MASK)}
+        expected = reference(plain, blanked)
+        assert torch.allclose(got[hidden].double(), expected[hidden], atol=1e-4)
+        passes += 2
+        full = logits_of(model, batch)
+        assert full.shape == (3, length, PADDED), "a hook was compiled into the model"
+    assert 0 < len(graphs) <= 12, f"{len(graphs)} graphs for {passes} passes"
 
 
 # ---- mask_batch ----

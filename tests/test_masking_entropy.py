@@ -144,3 +144,35 @@ def test_memory_returns_what_was_last_written_and_the_running_mean_elsewhere():
 def test_an_empty_memory_finds_all_tokens_alike():
     values = EntropyMemory(4, 8, "cpu").read(torch.tensor([2, 3]))
     assert (values == values[0, 0]).all() and values.isfinite().all(), "so that the first masks are random"
+
+
+def test_the_memory_keeps_no_graph():
+    memory = EntropyMemory(2, 4, "cpu")
+    entropy = torch.rand(2, 2, requires_grad=True) * 2
+    memory.write(torch.arange(2), torch.tensor([[0, 1], [2, 3]]), entropy, torch.ones(2, 2, dtype=torch.bool))
+    assert not memory.values.requires_grad and not memory.mean.requires_grad
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_a_row_that_is_there_twice_loses_nothing_that_was_read(order):
+    memory = EntropyMemory(2, 4, "cpu")
+    index = torch.tensor([1, 1])
+    places = torch.tensor([[0, 1], [0, 1]])[order]
+    entropy = torch.tensor([[3.0, 9.0], [9.0, 5.0]])[order]
+    blank = torch.tensor([[True, False], [False, True]])[order]  # each copy read what the other did not
+    memory.write(index, places, entropy, blank)
+    assert memory.values[1, :2].tolist() == [3, 5] and memory.values[1, 2:].isnan().all()
+    assert memory.values[0].isnan().all(), "another row was written to"
+
+
+def test_a_step_without_blanks_leaves_the_memory_as_it_is():
+    memory = EntropyMemory(2, 4, "cpu")
+    index = torch.arange(2)
+    places = torch.tensor([[0, 1], [2, 3]])
+    memory.write(index, places, torch.full((2, 2), 4.0), torch.ones(2, 2, dtype=torch.bool))
+    values = memory.values.clone()
+    for _ in range(200):
+        memory.write(index, places, torch.full((2, 2), torch.nan), torch.zeros(2, 2, dtype=torch.bool))
+    assert memory.mean == 4, "the mean of all blanks so far"
+    assert torch.allclose(memory.values, values, equal_nan=True)
+    assert torch.equal(memory.read(index).isnan(), torch.zeros(2, 4, dtype=torch.bool))

@@ -23,12 +23,16 @@ V = 5 + len(WORDS)
 ARCHITECTURES = ["Roberta", "ModernBert", "DistilBert"]
 
 
-def blocks():
-    """The two Python blocks of the README: with Trainer, and a plain loop."""
+def section():
+    """What README says about other people's loops."""
     text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    section = re.search(r"^## Your own training loop\n(.*?)^## ", text, re.M | re.S)[1]
-    found = re.findall(r"```python\n(.*?)```", section, re.S)
-    return {"Trainer": found[0], "loop": found[1]}
+    return re.search(r"^## Your own training loop\n.*?(?=^## )", text, re.M | re.S)[0]
+
+
+def blocks():
+    """The two Python blocks of the README: a plain loop, and with Trainer."""
+    plain, trainer = re.findall(r"```python\n(.*?)```", section(), re.S)
+    return {"Trainer": trainer, "loop": plain}
 
 
 @pytest.fixture
@@ -36,11 +40,15 @@ def tokenizer():
     return word_tokenizer(WORDS)
 
 
-@pytest.fixture
-def rows(tokenizer):
+def made_up_rows(tokenizer):
     """32 rows of 6 to 37 words, so that a mean of means is not the mean over all tokens."""
     texts = [" ".join(WORDS[(7 * i + j * j) % len(WORDS)] for j in range(6 + i)) for i in range(32)]
     return [dict(tokenizer(text)) for text in texts]
+
+
+@pytest.fixture
+def rows(tokenizer):
+    return made_up_rows(tokenizer)
 
 
 def no_dropout(architecture):
@@ -100,11 +108,13 @@ def run_loop(model, tokenizer, rows, batch_size, accumulate, monkeypatch):
 
 
 def fixed_masks(model, batch, tokenizer, **settings):
-    """In place of mask_batch: masks by a fixed pattern of ids, many in some rows, few in others."""
+    """In place of mask_batch: masks by a fixed pattern, at most k per row, many in some and few in others."""
     batch = dict(batch)
     labels = batch.pop("labels", torch.full_like(batch["input_ids"], IGNORE))
     ids = torch.where(labels == IGNORE, batch["input_ids"], labels)
     hidden = (ids % 4 == 1) & (ids >= 5)
+    budgets = [mask_budget(words, 0.15) for words in (ids >= 5).sum(-1).tolist()]
+    hidden &= hidden.cumsum(-1) <= torch.tensor(budgets)[:, None]
     corrupted = ids.masked_fill(hidden, tokenizer.mask_token_id)
     return {**batch, "input_ids": corrupted, "labels": ids.masked_fill(~hidden, IGNORE)}
 
@@ -199,7 +209,59 @@ def test_the_plain_loop_masks_by_entropy(tokenizer, rows, monkeypatch):
     assert all(p.grad is None for p in model.parameters()), "the next step starts from no gradient"
 
 
-@pytest.mark.parametrize("recipe", ["Trainer", "loop"])
-def test_a_recipe_is_at_most_fifteen_lines(recipe):
-    lines = [line for line in blocks()[recipe].splitlines() if line.strip()]
-    assert len(lines) <= 15, f"{len(lines)} lines of code"
+def test_the_plain_loop_draws_masks_that_do_not_depend_on_dropout(tokenizer, rows, monkeypatch):
+    found = []
+    mask_batch = masking.mask_batch
+
+    def watched(model, batch, *settings, **more):
+        before = torch.get_rng_state()
+        found.append(mask_batch(model, batch, *settings, **more)["labels"])
+        assert torch.equal(torch.get_rng_state(), before), "the stream of dropout must stay where it was"
+        return mask_batch(model, batch, *settings, **more)
+
+    monkeypatch.setattr(masking, "mask_batch", watched)
+    for seed in (1, 2):
+        model = no_dropout("Roberta")
+        torch.manual_seed(seed)
+        run_loop(model, tokenizer, rows, 8, 4, monkeypatch)
+    assert len(found) == 8
+    for first, second in zip(found[:4], found[4:], strict=True):
+        assert torch.equal(first, second)
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("architecture", ["Roberta", "DistilBert"])
+def test_masks_of_the_trainer_are_a_function_of_seed_and_step(
+    architecture, tokenizer, rows, tmp_path, monkeypatch
+):
+    """So that a run that is resumed hides what it would have hidden, whatever dropout has drawn."""
+    found = []
+    mask_batch = masking.mask_batch
+
+    def watched(*given, **settings):
+        found.append(mask_batch(*given, **settings))
+        return found[-1]
+
+    monkeypatch.setattr(masking, "mask_batch", watched)
+    ids = []
+    for run, seed in (("a", 3), ("b", 3), ("c", 4)):
+        found.clear()
+        settings = {"data_seed": 1, "seed": seed, "learning_rate": 0.0, "warmup_steps": 0}
+        model = no_dropout(architecture)
+        collator_noise = {"a": 0, "b": 9, "c": 0}[run]
+        torch.manual_seed(collator_noise)
+        run_trainer(model, tokenizer, rows, tmp_path / run, 8, 2, steps=2, **settings)
+        originals = [torch.where(b["labels"] == IGNORE, b["input_ids"], b["labels"]) for b in found]
+        ids.append([(o, b["labels"] != IGNORE) for o, b in zip(originals, found, strict=True)])
+    for (one, hidden), (other, also) in zip(ids[0], ids[1], strict=True):
+        assert torch.equal(one, other) and torch.equal(hidden, also)
+    first_step, second_step = [hidden for _, hidden in ids[0]][0], [hidden for _, hidden in ids[0]][2]
+    width = min(first_step.shape[1], second_step.shape[1])
+    assert not torch.equal(first_step[:, :width], second_step[:, :width]), "another step, other places"
+
+
+def test_the_section_is_short():
+    assert len(section().strip().splitlines()) <= 60
+    for recipe, block in blocks().items():
+        lines = [line for line in block.splitlines() if line.strip()]
+        assert len(lines) <= 24, f"{recipe}: {len(lines)} lines of code"

@@ -284,8 +284,9 @@ glue() {
 }
 
 picture() {
-    pretrain first-run train.py --dtype float32
-    $PYTHON tests/lab/sentence.py --model "$RUNS/first-run" --seed 3 --svg "$RESULTS/sentence.svg" \
+    mkdir -p "$RUNS/picture" # not beside the others, so that no table lists it
+    pretrain picture/first-run train.py --dtype float32
+    $PYTHON tests/lab/sentence.py --model "$RUNS/picture/first-run" --seed 3 --svg "$RESULTS/sentence.svg" \
         --text "The length of this list must be the number of outputs."
 }
 
