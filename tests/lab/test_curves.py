@@ -149,6 +149,22 @@ def test_what_the_experiment_is_about_is_said_and_is_no_warning(write_run, capsy
     assert "    two: --masking self --select high --from runs/a --seed 1\n    again: none\n" in printed
 
 
+@pytest.mark.parametrize(
+    "first, second, words",
+    [
+        ({}, {"whole_word": True}, "--whole-word"),
+        ({"whole_word": True}, {"whole_word": False}, "(no --whole-word)"),
+        ({"corpus": []}, {"corpus": ["a.txt", "b.txt"]}, "--corpus a.txt b.txt"),
+        ({"corpus": ["a.txt"], "from_": "x"}, {"corpus": [], "from_": ""}, "(no --corpus) (no --from)"),
+        ({"kd_alpha": 0.5}, {}, "(no --kd-alpha)"),
+        ({}, {"kd_alpha": 0.0}, "--kd-alpha 0.0"),
+    ],
+)
+def test_options_that_differ_are_written_as_one_types_them(write_run, capsys, first, second, words):
+    show(write_run("one", **first), write_run("two", **second))
+    assert f"    two: {words}\n" in capsys.readouterr().out
+
+
 # ---- the picture ----
 
 
