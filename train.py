@@ -350,9 +350,10 @@ def encode_text(paths, tokenizer: Tokenizer, facts: Counter):
 
 
 def is_changed(word: str, tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer takes capitals, accents or other marks away. (Spaces around Chinese are none.)"""
-    read = "".join(tokenizer.normalizer.normalize_str(word).split())
-    return unicodedata.normalize("NFC", read) != unicodedata.normalize("NFC", word)
+    """Whether the tokenizer takes capitals, accents or other marks away; what is invisible does not count."""
+    read = "".join(tokenizer.normalizer.normalize_str(word).split())  # it puts spaces around Chinese
+    seen = "".join(filter(str.isprintable, word))
+    return unicodedata.normalize("NFC", read) != unicodedata.normalize("NFC", seen)
 
 
 def tokenise(paths, tokenizer: Tokenizer, folder: Path):
@@ -379,8 +380,8 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
         open(folder / "train.ids", "wb") as train,
         open(asked, "wb") as exam,
     ):
-        for first in range(0, len(tokens), 10_000):
-            part = slice(first, first + 10_000)
+        for first in range(0, len(tokens), 2000):
+            part = slice(first, first + 2000)
             ids = np.fromfile(stream, np.int32, tokens[part].sum())
             ids[np.repeat(~held_out[part], tokens[part])].tofile(train)
             ids[np.repeat(held_out[part] & ~known[part], tokens[part])].tofile(exam)
