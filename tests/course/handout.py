@@ -331,7 +331,7 @@ def check_grader(workers) -> list[str]:
 
     for e in EXERCISES:
         grade.expected(e.number, grade.seeds_of("check", "", e.number))
-    with ThreadPoolExecutor(len(workers.all)) as pool:
+    with ThreadPoolExecutor(workers.count) as pool:
         grades = list(pool.map(lambda case: submitted(workers, case[1], case[2], case[5]), cases))
     faults = []
     for (name, e, _, fewest, most, _), found in zip(cases, grades, strict=True):
