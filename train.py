@@ -143,7 +143,7 @@ def refuse_out_of_bounds(o, bounds: dict):
     for name, (low, high) in bounds.items():
         value = getattr(o, name)
         if not low <= value <= high or value == math.inf:
-            limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            limits = f"finite and at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise ValueError(f"{option(name)} {value} must be {limits} here")
 
 
@@ -172,8 +172,8 @@ def check(o, parser, world: int):
     fresh = not o.from_
     entropy = o.masking != "random"
     needs = {
-        "vocab": (fresh, "fresh weights, without --from"),
-        "cased": (fresh, "fresh weights, without --from"),
+        "vocab": (fresh, "a vocabulary of its own, and --from brings one"),
+        "cased": (fresh, "a vocabulary of its own, and --from brings one"),
         "size": (fresh, "fresh weights, without --from"),
         "init": (fresh, "fresh weights, without --from"),
         "vocab_size": (fresh and not o.vocab, "a learned vocabulary, without --vocab and --from"),
@@ -185,12 +185,12 @@ def check(o, parser, world: int):
     }
     refuse_idle(o, parser, needs)
 
-    masks = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # raises for a bad ratio
-    pool = o.seq_len - 2
-    if o.reading == "blank":
-        pool = masking.candidate_budget(pool, o.mask_ratio, o.candidates)
-    if entropy and pool == masks:
-        raise ValueError(f"{pool} candidates for {masks} masks per row leave no choice: more --candidates?")
+    body = o.seq_len - 2
+    masks = masking.mask_budget(body, o.mask_ratio)  # raises for a bad ratio
+    pool = masking.candidate_budget(body, o.mask_ratio, o.candidates)
+    if entropy and o.reading == "blank" and not masks < pool < body:
+        counts = f"{pool} candidates for {masks} masks in rows of {body} tokens"
+        raise ValueError(f"{counts} leave no choice, or nothing to read: other --candidates are needed")
     if o.from_ and not o.resume:
         refuse_longer_rows(o.from_, o.seq_len)
     if o.lr == 0 and o.from_:
@@ -1125,6 +1125,8 @@ unigram {run.unigram_loss:.3f} nats per token: the held-out loss of one that kno
         begins = max(begins, run.row_count // o.batch_size)  # the first row that comes again
     if o.masking != "random" and begins >= o.steps:
         print(f"WARNING: no entropy is known before step {begins:,}: to its end this run is --masking random")
+    for unused in unused_hardware(o.device, run.device):
+        print(f"note    {unused}")
     if run.device.type == "cuda" and o.batch_size * o.seq_len < 2**14:
         print("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
 
@@ -1216,6 +1218,9 @@ def main(parser, kind=Pretraining, argv=None):
         if run.rank == 0:
             conclude(run)
         run.sum_over_processes(torch.zeros(1, device=run.device)).item()  # wait: another may still write
+        if run.world > 1 and argv is None:  # under torchrun all is done and saved
+            sys.stdout.flush()
+            os._exit(0)  # else torch's own threads, which may outlive it, now and then abort the process
         return run
     except KeyboardInterrupt:
         how = "nothing was saved yet, so start again with the same command"
