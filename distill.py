@@ -13,6 +13,7 @@ import train  # isort: skip (first: it sets how threads wait, before torch is im
 
 import hashlib
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,16 @@ import torch
 from tqdm import tqdm
 
 import masking
-import model as bert
 from masking import IGNORE
+from model import BertForMaskedLM, atomic_write
 
 
-def make_parser():
+def make_parser() -> train.Parser:
     """train.py's options, and what a teacher adds."""
     sources = ("random", "self", "teacher", "reducible")
     parser = train.make_parser(__doc__.splitlines()[0], sources)
     parser.set_defaults(out="runs/distill")
-    add = parser.add_argument
+    add = parser.add_argument_group("teacher").add_argument
     add("--teacher", default="", help="checkpoint folder of the model to learn from, and to choose masks by")
     add("--kd-alpha", type=float, default=0.5, help="weight of the teacher in the loss; 0: train.py's loss")
     add("--kd-temperature", type=float, default=2.0, help="softens both distributions; 1: as they are")
@@ -42,12 +43,15 @@ def check(o):
     if not o.teacher:
         raise ValueError("distillation needs --teacher FOLDER")
     train.refuse_longer_rows(o.teacher, o.seq_len)
+    train.refuse_out_of_bounds(o, {"kd_alpha": (0, 1), "kd_temperature": (1e-6, math.inf)})
+    needs = {
+        "kd_temperature": (o.kd_alpha > 0, "--kd-alpha above 0"),
+        "student_init": (not o.from_, "fresh weights, without --from"),
+        "vocab_size": (False, "a learned vocabulary, and the teacher brings its own"),
+    }
+    train.refuse_idle(o, make_parser(), needs)
     if o.masking == "teacher" and o.reading == "memory":
         raise ValueError("--masking teacher has no --reading memory: a frozen model need not be remembered")
-    if not 0 <= o.kd_alpha <= 1 or not o.kd_temperature > 0:
-        raise ValueError("--kd-alpha must be from 0 to 1, --kd-temperature above 0")
-    if o.from_ and o.student_init != "scratch":
-        raise ValueError("--student-init has no effect with --from: leave one of them out")
     if not o.from_ and not o.vocab:
         o.vocab = o.teacher
 
@@ -75,25 +79,26 @@ def kd_loss(student_logits, teacher_logits, labels, temperature: float) -> torch
 
 
 @torch.no_grad()
-def init_student(student: bert.BertForMaskedLM, teacher: bert.BertForMaskedLM, how: str):
-    """Copy weights of the teacher into the student, in place. Raises ValueError where widths differ.
+def init_student(student: BertForMaskedLM, teacher: BertForMaskedLM, how: str):
+    """Copy weights of the teacher into the student, in place. Raises ValueError where configs differ.
 
     "embeddings": the embeddings of words and segments and the masked-LM head; not those of positions, on
     which the first heads of a student's own start are built. "layers": all embeddings, the head, and as many
     layers as both have, evenly spaced over the teacher's (every second one if it is twice as deep, as
     DistilBERT has it: Sanh et al. 2019, arXiv 1910.01108); layers beyond the teacher's keep their own start.
     """
-    widths = ["hidden_size"]
+    # What must be alike for copied weights to compute what they did.
+    alike = ["hidden_size", "hidden_act", "layer_norm_eps"]
     tables = ["word_embeddings", "token_type_embeddings", "LayerNorm"]
     if how == "layers":
-        widths += ["intermediate_size", "num_attention_heads"]
+        alike += ["intermediate_size", "num_attention_heads"]
         tables += ["position_embeddings"]
-    for name in widths:
+    for name in alike:
         mine = getattr(student.config, name)
         theirs = getattr(teacher.config, name)
         if mine != theirs:
-            sizes = f"the student has {name} {mine}, the teacher {theirs}"
-            raise ValueError(f"--student-init {how} cannot copy: {sizes}; choose another --size or scratch")
+            both = f"the student has {name} {mine}, the teacher {theirs}"
+            raise ValueError(f"--student-init {how} cannot copy: {both}; choose another --size or scratch")
 
     pairs = [
         (getattr(student.bert.embeddings, name), getattr(teacher.bert.embeddings, name)) for name in tables
@@ -131,6 +136,15 @@ def blank_entropy_everywhere(model, ids, eligible, mask_ratio, mask_token_id, ge
     return entropy
 
 
+def content_of(model: BertForMaskedLM) -> str:
+    """A name for all that decides what a model computes: its config and its weights."""
+    config = asdict(model.config) | {"trained_length": None}
+    key = hashlib.sha256(repr(config).encode())
+    for tensor in model.state_dict().values():
+        key.update(tensor.cpu().numpy())
+    return key.hexdigest()
+
+
 class Distillation(train.Pretraining):
     """A pretraining run with a teacher: another start, another loss and, if asked, another entropy."""
 
@@ -140,6 +154,7 @@ class Distillation(train.Pretraining):
 
         # The teacher is frozen, and the student may start from it: in place, so that the optimiser sees it.
         self.teacher = self.read_model(o.teacher).requires_grad_(False).to(self.device)
+        self.teacher_key = content_of(self.teacher)
         if o.student_init != "scratch":
             init_student(self.model, self.teacher, o.student_init)
         if o.compile:
@@ -154,12 +169,21 @@ class Distillation(train.Pretraining):
             self.judged = "cross_entropy"  # the KL to a teacher that is sure of itself has no bound
 
         # Its entropies, where masks are chosen by them: from a table, or read in every step.
-        self.table = self.find_table() if o.masking in ("teacher", "reducible") else None
+        self.table = None if o.resume else self.find_table()
 
     def refuse_nan(self, values):
         """Raise ValueError where what the teacher says is not finite."""
         if not values.isfinite().all():
             raise ValueError(f"{self.o.teacher} gives predictions that are not finite: try --dtype float32")
+
+    def made_of(self) -> dict:
+        """A run goes on with the text and the teacher that it began with."""
+        return super().made_of() | {"teacher": self.teacher_key}
+
+    def load(self, state: dict):
+        """Continue where a checkpoint stopped; the table comes after, since the teacher may be another."""
+        super().load(state)
+        self.table = self.find_table()
 
     def more_columns(self) -> dict:
         """The teacher's figures, the same in each line of the log."""
@@ -201,20 +225,22 @@ class Distillation(train.Pretraining):
         """The teacher's entropy at every token of the training text: float16 [rows, seq_len], nats, on disk.
 
         The teacher is frozen: one computation serves every epoch, and every run with this teacher and text.
-        None where the steps' own readings cost less; --reading memory needs the entropy of every token.
+        None where nobody asks, or the steps' own readings cost less; memory needs every token's entropy.
         """
         o = self.o
+        if o.masking not in ("teacher", "reducible"):
+            return None
         if o.reading != "memory" and self.readings() <= self.passes():
             return None
-        facts = f"{self.text_key} {self.row_count} {o.seq_len} {o.reading} {self.passes()} {self.dtype}"
-        key = hashlib.sha256(facts.encode())
-        for tensor in self.teacher.state_dict().values():
-            key.update(tensor.cpu().numpy())
+        facts = [self.text_key, self.row_count, o.seq_len, o.reading, self.passes(), self.dtype]
+        key = hashlib.sha256(f"{facts} {self.teacher_key}".encode())
+        for source in ("distill.py", "masking.py", "model.py"):  # the rules by which it is computed
+            key.update(Path(__file__).with_name(source).read_bytes())
         path = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.npy"
         if self.rank == 0 and not path.exists():
             cost = f"{self.passes()} passes over the text"
             print(f"entropies of the teacher: {cost}, kept in {path}", flush=True)
-            bert.atomic_write(path, self.write_table)
+            atomic_write(path, self.write_table)
         self.sum_over_processes(torch.zeros(1, device=self.device))  # the others wait
         return np.load(path, mmap_mode="r")
 

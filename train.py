@@ -9,10 +9,12 @@ rows in the same order, and a resumed run needs no saved random state.
 import argparse
 import ast
 import ctypes
+import difflib
 import gzip
 import hashlib
 import inspect
 import lzma
+import math
 import os
 import platform
 import re
@@ -44,13 +46,19 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm import tqdm
 
 import masking
-import model as bert
 from masking import IGNORE
 from model import (
+    SIZES,
     SPECIAL_TOKENS,
+    BertConfig,
+    BertForMaskedLM,
     atomic_write,
+    explain,
+    init_normal,
+    init_offset_heads,
     load_tokenizer,
     read_json,
+    read_torch,
     save_tokenizer,
     text_tokenizer,
     write_json,
@@ -60,74 +68,130 @@ HELD_OUT = 0.02  # share of the text, from half of that to 2.5 times as much
 KNOWN = 50  # characters of a paragraph that no exam asks for if the training text has it too
 EXAM_ROWS = 512
 EXAM_RATIO = 0.15  # the held-out exam is the same for every run, whatever ratio it trains with
+HELP = "see README, When masks collapse"
 PLATEAU = 0.3  # nats below the unigram loss at which a run has left the plateau
 
 # ---- options ----
 
 
-def make_parser(description: str, sources=("random", "self")) -> argparse.ArgumentParser:
-    """Every option of a run; distill.py adds its own."""
+class Parser(argparse.ArgumentParser):
+    """argparse, but an option that is mistyped gets two lines instead of the list of all."""
+
+    def error(self, message):
+        known = re.findall(r"--[a-z][a-z-]+", self.format_help())
+        typed = [word for word in re.findall(r"--[\w-]+", message) if word not in known]
+        meant = [near for word in typed for near in difflib.get_close_matches(word, known, 1)]
+        hint = f"; did you mean {' '.join(meant)}?" if meant else ""
+        if "teacher" in message and "--teacher" not in known:
+            hint = "; a teacher is an option of distill.py, where --kd-alpha 0 takes its masks alone"
+        self.exit(2, f"{self.prog}: {message}{hint}\nall options: python {self.prog} --help\n")
+
+
+def make_parser(description: str, sources=("random", "self")) -> Parser:
+    """Every option of a run; distill.py adds its own. The most used come first in each group."""
     help_format = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=description, formatter_class=help_format, allow_abbrev=False)
-    add = parser.add_argument
-    # text and vocabulary
-    add("--corpus", nargs="+", default=[], help=".txt, .gz or .xz files; none: documentation on this machine")
+    parser = Parser(description=description, formatter_class=help_format, allow_abbrev=False)
+    add = parser.add_argument_group("text").add_argument
+    add("--corpus", nargs="+", default=[], help="text files, also .gz or .xz; none: documentation found here")
     add("--vocab", default="", help="vocab.txt or checkpoint folder; none: learned from the corpus")
     add("--vocab-size", type=int, default=8192, help="word pieces of a learned vocabulary")
     add("--cased", action="store_true", help="keep capitals and accents: German, SMILES, code")
     add("--max-tokens", type=int, default=0, help="use only so many training tokens; 0: all")
-    add("--cache", default=".cache", help="folder for tokenised text")
-    # model
-    add("--size", default="tiny", choices=list(bert.SIZES), help="model size")
+    add = parser.add_argument_group("model").add_argument
+    add("--size", default="tiny", choices=list(SIZES), help="model size")
     add("--from", dest="from_", default="", help="continue pretraining this checkpoint folder")
     add("--init", default="offset-heads", choices=["offset-heads", "normal"], help="initial weights")
-    add("--dropout", type=float, default=0.0, help="dropout during pretraining")
-    # optimisation
-    add("--seq-len", type=int, default=128, help="tokens per row, [CLS] and [SEP] included")
-    add("--batch-size", type=int, default=16, help="rows per step, over all processes")
-    add("--accumulate", type=int, default=1, help="compute a step in so many slices, to save memory")
+    add = parser.add_argument_group("optimisation").add_argument
     add("--steps", type=int, default=2000, help="updates of the weights")
+    add("--batch-size", type=int, default=16, help="rows per step, over all processes")
+    add("--seq-len", type=int, default=128, help="tokens per row, [CLS] and [SEP] included")
     add("--lr", type=float, default=0.0, help="peak learning rate; 0: 1e-3, from small on 5e-4, --from 5e-5")
-    add("--warmup", type=float, default=0.05, help="steps until the peak (below 1: share of --steps)")
-    # masks
+    add("--accumulate", type=int, default=1, help="compute a step in so many slices, to save memory")
+    add = parser.add_argument_group("masks").add_argument
     add("--masking", default="self", choices=sources, help="whose entropy chooses the masks")
     add("--reading", default="blank", choices=["visible", "blank", "memory"], help="of what; see README")
-    add("--candidates", type=float, default=2.0, help="blanks tried per mask, for --reading blank")
     rules = [rule for rule in masking.RULES if rule != "random"]  # that is --masking random
     add("--select", default="sample", choices=rules, help="rule that picks masks by entropy")
-    add("--select-temperature", type=float, default=1.0, help="tau of --select sample")
     add("--mask-ratio", type=float, default=0.15, help="share of the tokens that is masked")
-    add("--entropy-warmup", type=float, default=0.3, help="steps (below 1: share) with random masks first")
-    add("--whole-word", action="store_true", help="mask all pieces of a word together")
     add("--corruption", default="80-10-10", choices=list(masking.SCHEMES), help="[MASK]-random-unchanged")
-    # the run
-    add("--seed", type=int, default=0, help="of weights, order of rows, masks and dropout")
-    add("--out", default="runs/train", help="folder for model, checkpoints, log.csv and args.json")
+    add = parser.add_argument_group("run").add_argument
+    add("--out", default="runs/train", help="folder for model, checkpoint, log.csv and args.json")
     add("--resume", action="store_true", help="continue the run in --out, with its options")
+    add("--seed", type=int, default=0, help="of weights, order of rows, masks and dropout")
     add("--eval-every", type=int, default=250, help="steps between evaluations, each with a checkpoint")
     add("--compile", action="store_true", help="use torch.compile")
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of products")
+    add = parser.add_argument_group("advanced").add_argument
+    add("--cache", default=".cache", help="folder for tokenised text")
+    add("--dropout", type=float, default=0.0, help="dropout during pretraining")
+    add("--warmup", type=float, default=0.05, help="steps until the peak (below 1: share of --steps)")
+    add("--candidates", type=float, default=2.0, help="blanks tried per mask, for --reading blank")
+    add("--select-temperature", type=float, default=1.0, help="tau of --select sample")
+    add("--entropy-warmup", type=float, default=0.3, help="steps (below 1: share) with random masks first")
+    add("--whole-word", action="store_true", help="mask all pieces of a word together")
     add("--device", default="auto", help="cpu, cuda, mps; auto: cuda if there is one")
     return parser
 
 
+def option(name: str) -> str:
+    """What to type for an option: from_ is --from."""
+    return "--" + name.strip("_").replace("_", "-")
+
+
+def refuse_out_of_bounds(o, bounds: dict):
+    """bounds: {option: (lowest, highest)}. Raises ValueError for a value outside, infinite or NaN."""
+    for name, (low, high) in bounds.items():
+        value = getattr(o, name)
+        if not low <= value <= high or value == math.inf:
+            limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ValueError(f"{option(name)} {value} must be {limits} here")
+
+
+def refuse_idle(o, parser, needs: dict):
+    """needs: {option: (is it met?, what the option needs)}. Raises ValueError for an option without effect.
+
+    One that is given with its default counts as not given.
+    """
+    for name, (met, need) in needs.items():
+        if not met and getattr(o, name) != parser.get_default(name):
+            raise ValueError(f"{option(name)} has no effect here, it needs {need}: leave it out")
+
+
 def check(o, parser, world: int):
     """Fill in the default learning rate; raise ValueError for options that cannot work together."""
-    if min(o.steps, o.eval_every, o.batch_size, o.accumulate) < 1 or o.seq_len < 8 or o.vocab_size < 100:
-        raise ValueError("--seq-len starts at 8, --vocab-size at 100, counts of steps, rows and slices at 1")
+    counts = ("steps", "eval_every", "batch_size", "accumulate", "candidates")
+    bounds = {name: (1, math.inf) for name in counts}
+    bounds |= {name: (0, math.inf) for name in ("seed", "max_tokens", "lr")}
+    bounds |= {"seq_len": (8, math.inf), "vocab_size": (100, math.inf), "dropout": (0, 0.9)}
+    bounds |= {"select_temperature": (1e-6, math.inf)}
+    refuse_out_of_bounds(o, bounds)
+    refuse_out_of_bounds(o, {"warmup": (0, o.steps), "entropy_warmup": (0, o.steps)})
     if o.batch_size % (o.accumulate * world):
         raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} slices")
-    if min(o.warmup, o.entropy_warmup) < 0 or max(o.warmup, o.entropy_warmup) > o.steps:
-        raise ValueError(f"--warmup and --entropy-warmup cannot be negative or longer than --steps {o.steps}")
-    if o.select_temperature <= 0:
-        raise ValueError("--select-temperature must be above 0")
-    masking.candidate_budget(o.seq_len - 2, o.mask_ratio, o.candidates)  # raises for a bad ratio or number
-    for name in ("reading", "select", "select_temperature", "candidates", "entropy_warmup"):
-        if o.masking == "random" and getattr(o, name) != parser.get_default(name):
-            raise ValueError(f"--{name.replace('_', '-')} has no effect with --masking random: leave it out")
-    if o.from_ and (o.vocab or o.cased or o.size != parser.get_default("size")):
-        raise ValueError("--from brings its own vocabulary and size: leave --vocab, --cased and --size out")
-    if o.from_:
+
+    fresh = not o.from_
+    entropy = o.masking != "random"
+    needs = {
+        "vocab": (fresh, "fresh weights, without --from"),
+        "cased": (fresh, "fresh weights, without --from"),
+        "size": (fresh, "fresh weights, without --from"),
+        "init": (fresh, "fresh weights, without --from"),
+        "vocab_size": (fresh and not o.vocab, "a learned vocabulary, without --vocab and --from"),
+        "reading": (entropy, "masks by entropy, without --masking random"),
+        "select": (entropy, "masks by entropy, without --masking random"),
+        "entropy_warmup": (entropy, "masks by entropy, without --masking random"),
+        "candidates": (entropy and o.reading == "blank", "masks by entropy and --reading blank"),
+        "select_temperature": (entropy and o.select == "sample", "masks by entropy and --select sample"),
+    }
+    refuse_idle(o, parser, needs)
+
+    masks = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # raises for a bad ratio
+    pool = o.seq_len - 2
+    if o.reading == "blank":
+        pool = masking.candidate_budget(pool, o.mask_ratio, o.candidates)
+    if entropy and pool == masks:
+        raise ValueError(f"{pool} candidates for {masks} masks per row leave no choice: more --candidates?")
+    if o.from_ and not o.resume:
         refuse_longer_rows(o.from_, o.seq_len)
     if o.lr == 0 and o.from_:
         o.lr = 5e-5  # a higher rate would undo what was learned
@@ -137,7 +201,7 @@ def check(o, parser, world: int):
 
 def refuse_longer_rows(folder, seq_len: int):
     """Raise ValueError where the model of a folder cannot read rows of seq_len tokens, or is no BERT."""
-    longest = bert.BertConfig.from_folder(folder).max_position_embeddings
+    longest = BertConfig.from_folder(folder).max_position_embeddings
     if longest < seq_len:
         raise ValueError(f"{folder} reads rows of at most {longest} tokens: choose a shorter --seq-len")
 
@@ -702,15 +766,19 @@ class Pretraining:
     def read_text(self):
         """Rows to train on, the vocabulary, how often each word occurs, and the held-out exam."""
         o = self.o
+        wanted = o
+        if self.continued() and not Path(o.from_ or o.vocab).exists():
+            # The folder is gone, and the run's own has the same vocabulary.
+            wanted = argparse.Namespace(**vars(o) | {"from_": "", "vocab": o.out, "cased": False})
         if self.world > 1:
             if self.rank == 0:
-                prepare_text(o)  # the others wait, and find it done
+                prepare_text(wanted)  # the others wait, and find it done
             dist.init_process_group(timeout=timedelta(days=1))  # texts and tables may take long
-        self.tokenizer, self.train_ids, self.held_out_ids, self.text_key = prepare_text(o)
+        self.tokenizer, self.train_ids, self.held_out_ids, self.text_key = prepare_text(wanted)
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
         self.pieces = sorted(self.vocab, key=self.vocab.get)
-        self.special = [self.vocab[token] for token in bert.SPECIAL_TOKENS]
+        self.special = [self.vocab[token] for token in SPECIAL_TOKENS]
         self.cls, self.sep, self.mask = self.special[2:]
 
         counts = torch.bincount(torch.from_numpy(self.train_ids), minlength=len(self.pieces))
@@ -732,26 +800,36 @@ class Pretraining:
         if o.reading == "memory":
             self.memory = masking.EntropyMemory(self.row_count, o.seq_len, self.device)
 
-    def read_model(self, folder, **changes) -> bert.BertForMaskedLM:
+    def continued(self) -> bool:
+        """Whether this is a resumed run whose folder holds all of its model; that is written last."""
+        return self.o.resume and Path(self.o.out, "tokenizer_config.json").exists()
+
+    def read_model(self, folder, **changes) -> BertForMaskedLM:
         """The model of a folder. Raises ValueError if its tokenizer is another."""
-        if bert.load_tokenizer(folder).to_str() != self.tokenizer.to_str():
+        if load_tokenizer(folder).to_str() != self.tokenizer.to_str():
             raise ValueError(f"{folder} splits text into other pieces than this run; try --vocab {folder}")
-        return bert.BertForMaskedLM.from_pretrained(folder, vocab_size=len(self.vocab), **changes)
+        return BertForMaskedLM.from_pretrained(folder, vocab_size=len(self.vocab), **changes)
 
     # -- hooks: what distill.py overrides --
 
-    def make_model(self) -> bert.BertForMaskedLM:
+    def make_model(self) -> BertForMaskedLM:
         """The model at the start: fresh weights, or those of --from."""
         o = self.o
         changes = {"hidden_dropout_prob": o.dropout, "attention_probs_dropout_prob": o.dropout}
         if o.from_:
-            return self.read_model(o.from_, **changes)
+            model = self.read_model(o.out if self.continued() else o.from_, **changes)
+            known = model.config.trained_length  # of the longest rows so far; None: nobody knows
+            if known and known < o.seq_len:
+                model.config.trained_length = o.seq_len
+                print(f"note    {o.from_} has read rows of {known} tokens: places beyond are untrained")
+            return model
         changes |= {"vocab_size": len(self.vocab), "max_position_embeddings": max(512, o.seq_len)}
-        model = bert.BertForMaskedLM(bert.BertConfig.preset(o.size, **changes))
+        changes["trained_length"] = o.seq_len
+        model = BertForMaskedLM(BertConfig.preset(o.size, **changes))
         rng = torch.Generator().manual_seed(seed_for(o.seed, "weights"))
-        bert.init_normal(model, model.config.initializer_range, rng)
+        init_normal(model, model.config.initializer_range, rng)
         if o.init == "offset-heads":
-            bert.init_offset_heads(model.bert, rng)
+            init_offset_heads(model.bert, rng)
             # Word frequencies are the first thing an MLM learns; they may as well be given.
             model.cls["predictions"].bias.data.copy_(self.unigram.log())
         return model
@@ -768,6 +846,10 @@ class Pretraining:
         if self.memory:
             return self.memory.read(self.send(index))
         return self.read(self.model, ids, candidates)
+
+    def made_of(self) -> dict:
+        """What a resumed run must find as it was: {what: a name for its content}."""
+        return {"text": self.text_key}
 
     def more_columns(self) -> dict:
         """What else each line of the log says."""
@@ -802,10 +884,7 @@ class Pretraining:
             loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
             self.scaler.scale(loss / count).backward()
             add(self.sums, sums)
-        if self.world > 1:  # the gradient of a sum is the sum of gradients: in one message, not one for each
-            gradients = [parameter.grad for parameter in self.model.parameters()]
-            together = self.sum_over_processes(parameters_to_vector(gradients))
-            vector_to_parameters(together, gradients)
+        self.sum_gradients()
 
         # New weights, from a gradient of length 1 at most: a rare large one would undo much.
         self.scaler.unscale_(self.optimizer)
@@ -871,6 +950,12 @@ class Pretraining:
             dist.all_reduce(tensor)
         return tensor
 
+    def sum_gradients(self):
+        """The gradient of a sum is the sum of gradients: one call for all of them, under torchrun alone."""
+        if self.world > 1:
+            gradients = [parameter.grad for parameter in self.model.parameters()]
+            vector_to_parameters(self.sum_over_processes(parameters_to_vector(gradients)), gradients)
+
     # -- evaluation and checkpoints --
 
     def means(self) -> dict:
@@ -920,11 +1005,12 @@ class Pretraining:
             where = "on the plateau" if plateau else f"{loss - self.unigram_loss:+.2f} from the unigram loss"
             tqdm.write(f"step {self.step:,}: held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}")
             above = loss - min(past["held_out_loss"] for past in self.log)
-            common = line.get("commonest_share", 0.0)
             enough = self.seen and self.seen["ids"].sum() >= 1000  # fewer masks say little
-            if above > 0.3 or (enough and common > 2.5 * self.unigram.max()):
-                what = f"held-out loss {above:.2f} above its best, commonest word {common:.1%} of the masks"
-                tqdm.write(f"WARNING: {what}; see README, When masks collapse")
+            common = line["commonest_share"] if enough else 0.0
+            if above > 0.3:
+                tqdm.write(f"WARNING: held-out loss {above:.2f} above its best; {HELP}")
+            elif above > 0.02 and common > 2.5 * self.unigram.max():
+                tqdm.write(f"WARNING: held-out loss rises, one word has {common:.1%} of the masks; {HELP}")
             self.save()
         self.sums = {}
         self.seen = {}
@@ -932,23 +1018,25 @@ class Pretraining:
     def save(self):
         """Write checkpoint.pt, the model folder and the log; each file whole, or as it was."""
         out = Path(self.o.out)
-        state = {"options": vars(self.o), "text": self.text_key, "step": self.step, "seconds": self.seconds}
+        state = {"options": vars(self.o), "step": self.step, "seconds": self.seconds} | self.made_of()
         state |= {"log": self.log, "memory": vars(self.memory) if self.memory else {}}
         state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state["scaler"] = self.scaler.state_dict()
-        bert.atomic_write(out / "checkpoint.pt", lambda file: torch.save(state, file))
+        atomic_write(out / "checkpoint.pt", lambda file: torch.save(state, file))
         self.model.save_pretrained(out, self.tokenizer)
         names = list(self.log[-1])  # the line of step 0 lacks some
         table = [names, *([line.get(name, "") for name in names] for line in self.log)]
         text = "".join(",".join(map(str, row)) + "\n" for row in table)
-        bert.atomic_write(out / "log.csv", lambda file: file.write(text.encode()))
+        atomic_write(out / "log.csv", lambda file: file.write(text.encode()))
 
     def load(self, state: dict):
-        """Continue where a checkpoint stopped. Raises ValueError where it is of another text."""
-        if state["text"] != self.text_key:
-            old, new = (key.partition("-")[0] for key in (state["text"], self.text_key))
-            what = "older rules for text" if old == new or "-" not in state["text"] else "another text"
-            raise ValueError(f"{self.o.out} began with {what}: put it back, or start anew")
+        """Continue where a checkpoint stopped. Raises ValueError where it is of another text (or teacher)."""
+        for name, key in self.made_of().items():
+            if state.get(name) != key:
+                content, _, rules = str(state.get(name)).partition("-")
+                older = name == "text" and (not rules or key.startswith(content))
+                what = "older rules for text" if older else f"another {name}"
+                raise ValueError(f"{self.o.out} began with {what}: put it back, or start anew")
         for name in ("step", "seconds", "log"):
             setattr(self, name, state[name])
         self.model.load_state_dict(state["weights"])
@@ -996,11 +1084,15 @@ def describe(run: Pretraining):
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    record = {"command": " ".join(sys.argv), "options": vars(o), "git_commit": commit, "versions": versions}
     hardware = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else platform.machine()
-    record |= {"device": hardware, "processes": run.world, "cpus": os.cpu_count()}
-    record |= {"text": run.text_key, "unigram_floor": run.unigram_loss}
-    bert.write_json(Path(o.out) / "args.json", record)
+    now = {"command": " ".join(sys.argv), "git_commit": commit, "versions": versions, "device": hardware}
+    now |= {"processes": run.world, "cpus": os.cpu_count()}
+    record = now | {"options": vars(o), "text": run.text_key, "unigram_floor": run.unigram_loss}
+    if o.resume:
+        with suppress(OSError, ValueError):  # it is missing or damaged: begin another
+            record = read_json(Path(o.out, "args.json"))
+            record["resumed"] = [*record.get("resumed", []), now | {"step": run.step}]
+    write_json(Path(o.out, "args.json"), record)
 
     size = sum(p.numel() for p in run.model.parameters())
     masks = f"{o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens per row"
@@ -1014,6 +1106,11 @@ masks   {masks}
 unigram {run.unigram_loss:.3f} nats per token: the held-out loss of one that knows word frequencies alone""")
     for more in run.more_lines():
         print(more)
+    begins = run.random_steps
+    if o.masking == "self" and o.reading == "memory":
+        begins = max(begins, run.row_count // o.batch_size)  # the first row that comes again
+    if o.masking != "random" and begins >= o.steps:
+        print(f"WARNING: no entropy is known before step {begins:,}: to its end this run is --masking random")
     if run.device.type == "cuda" and o.batch_size * o.seq_len < 2**14:
         print("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
 
@@ -1042,9 +1139,13 @@ def conclude(run: Pretraining):
         pieces[size // 2] = f"[{pieces[size // 2]}? {' | '.join(run.pieces[i] for i in best)}]"
         print("guess   " + " ".join(pieces[1:-1]).replace(" ##", ""))
 
-    out = shlex.quote(str(run.o.out))
+    out = Path(run.o.out)
     print(f"files   in {out}: model, tokenizer, log.csv, args.json, checkpoint.pt")
-    print(f'next    python masking.py --model {out} --text "The cat sat on the mat, for it was tired."')
+    print(f'next    python masking.py --model {shlex.quote(str(out))} --text "The cat sat on the mat."')
+    others = [log.parent for log in sorted(out.parent.glob("*/log.csv")) if log.parent.name != out.name]
+    if others:  # a picture holds eight
+        runs = shlex.join(map(str, [*others[:7], out]))
+        print(f"        python tests/lab/curves.py {runs} --out curves.svg")
 
 
 def read_checkpoint(out: Path) -> dict:
@@ -1053,7 +1154,7 @@ def read_checkpoint(out: Path) -> dict:
     if not path.exists():
         raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
     try:
-        return bert.read_torch(path)
+        return read_torch(path)
     except (OSError, MemoryError):
         raise  # the file may well be whole
     except Exception as error:  # torch.load raises many kinds
@@ -1068,8 +1169,11 @@ def resumed_options(parser, argv, began: dict):
     fresh = vars(parser.parse_args([]))
     parser.set_defaults(**began | {"out": fresh["out"]})  # a folder may have been moved
     o = parser.parse_args(argv)
-    changed = {name for name in began if getattr(o, name) != began[name]} | (set(began) ^ set(fresh))
-    if changed := ", ".join(sorted(changed - {"out", "resume", "cache", "device", "compile"})):
+    if strange := ", ".join(sorted(set(began) ^ set(fresh))):
+        raise ValueError(f"{o.out} was begun by another program or version, with other options: {strange}")
+    free = {"out", "resume", "cache", "device", "compile"}
+    free |= {"corpus", "vocab", "teacher"}  # these may have been moved: their content is compared
+    if changed := ", ".join(option(n) for n in sorted(began) if n not in free and getattr(o, n) != began[n]):
         raise ValueError(f"{o.out} began with another {changed}: leave that out, or start anew --from it")
     return o
 
@@ -1100,13 +1204,18 @@ def main(parser, kind=Pretraining, argv=None):
         run.sum_over_processes(torch.zeros(1, device=run.device)).item()  # wait: another may still write
         return run
     except KeyboardInterrupt:
-        sys.exit(f"{parser.prog}: stopped; the same command with --resume continues from the last evaluation")
+        how = "nothing was saved yet, so start again with the same command"
+        if (out / "checkpoint.pt").exists():
+            how = "the same command with --resume continues from the last evaluation"
+        sys.exit(f"{parser.prog}: stopped; {how}")
     except Exception as error:
         if o.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = " ".join(str(error).partition("\n\n")[0].split())
             sys.exit(f"{parser.prog}: --compile fails here ({reason}): leave it out")
-        sys.exit(f"{parser.prog}: {bert.explain(error)}")
+        sys.exit(f"{parser.prog}: {explain(error)}")
     finally:
+        with suppress(OSError):
+            out.rmdir()  # where nothing was written, no empty folder is left
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -1,5 +1,7 @@
 """Whole runs of distill.py: what equals train.py, what a teacher does in a step, its table of entropies."""
 
+import json
+import shutil
 from string import ascii_lowercase
 
 import numpy as np
@@ -68,7 +70,7 @@ def test_two_processes_do_what_one_does(nursery, free_port, teacher, corpus, cac
 
 def test_a_run_is_resumed_by_the_program_that_began_it(distil, train):
     train()
-    with pytest.raises(SystemExit, match="out began with another .*kd_alpha"):
+    with pytest.raises(SystemExit, match="out was begun by another program.*kd_alpha"):
         distil("--resume")
 
 
@@ -343,16 +345,86 @@ def test_two_runs_that_make_a_table_at_once_do_not_disturb_each_other(
     assert np.isfinite(whole.table).all()
 
 
+def change_config(folder, **changes):
+    """Another config.json beside the same weights."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_attention_heads": 4}, {"hidden_act": "relu"}, {"layer_norm_eps": 0.1}]
+)
+def test_a_teacher_with_another_config_has_another_table(distil, teacher, tmp_path, change):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    options = ["--teacher", tmp_path / "teacher", "--masking", "teacher", "--entropy-warmup", 0, *TABLE]
+    one = distil(*options, out="one")
+    change_config(tmp_path / "teacher", **change)
+    other = distil(*options, out="other")
+    assert np.abs(np.array(one.table) - np.array(other.table)).max() > 0.01, "the old table is not used"
+    ids = pretraining.take_rows(other.train_ids, np.arange(other.row_count), 32, other.cls, other.sep)
+    rng = torch.Generator().manual_seed(0)
+    fresh = distill.blank_entropy_everywhere(other.teacher, ids, other.maskable(ids), 0.15, other.mask, rng)
+    assert np.abs(other.table - fresh.numpy()).max() < 0.01
+
+
+# ---- resume ----
+
+
+def sharpened(teacher, folder):
+    """The same teacher, but for its weights."""
+    model = BertForMaskedLM.from_pretrained(teacher)
+    for parameter in model.parameters():
+        parameter.data *= 1.5
+    model.save_pretrained(folder, load_tokenizer(teacher))
+
+
+@pytest.mark.parametrize("what", ["weights", "config"])
+def test_a_resumed_run_takes_no_other_teacher(distil, teacher, tmp_path, what):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    with killed_in_step(7):
+        distil("--teacher", tmp_path / "teacher", "--masking", "random", *FEW)
+    before = log(tmp_path / "out")
+    if what == "weights":
+        sharpened(teacher, tmp_path / "teacher")
+    else:
+        change_config(tmp_path / "teacher", hidden_act="relu")
+    with pytest.raises(SystemExit, match="out began with another teacher: put it back"):
+        distil("--resume")
+    assert log(tmp_path / "out") == before
+
+
+def test_a_teacher_that_was_moved_is_the_same_teacher(distil, teacher, tmp_path):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    options = ["--teacher", tmp_path / "teacher", "--masking", "teacher", "--entropy-warmup", 0, *TABLE]
+    distil(*options, out="whole")
+    with killed_in_step(7):
+        distil(*options, out="broken")
+    (tmp_path / "teacher").rename(tmp_path / "elsewhere")
+    distil("--resume", "--teacher", tmp_path / "elsewhere", out="broken")
+    assert same(tmp_path / "whole", tmp_path / "broken")
+
+
 # ---- bad input ----
 
+CONFIGS = {
+    "relu": {"hidden_act": "relu"},
+    "norm": {"layer_norm_eps": 0.1},
+    "heads": {"num_attention_heads": 4},
+}
 BAD = {
     "no teacher": (["--teacher", ""], "needs --teacher FOLDER"),
     "teacher missing": (["--teacher", "nowhere"], "nowhere"),
     "another vocabulary": (["--vocab", "other.txt"], "splits text into other pieces"),
     "another casing": (["--cased"], "has no capital letters: leave --cased out"),
-    "alpha above 1": (["--kd-alpha", "2"], "--kd-alpha must be from 0 to 1"),
-    "temperature 0": (["--kd-temperature", "0"], "--kd-temperature above 0"),
+    "a vocabulary to learn": (["--vocab-size", "400"], "--vocab-size has no effect.*teacher brings its own"),
+    "alpha above 1": (["--kd-alpha", "2"], "--kd-alpha 2.0 must be from 0 to 1"),
+    "temperature 0": (["--kd-temperature", "0"], "--kd-temperature 0.0 must be at least"),
+    "temperature nan": (["--kd-temperature", "nan"], "--kd-temperature nan must be at least"),
+    "temperature of nothing": (["--kd-alpha", "0", "--kd-temperature", "3"], "needs --kd-alpha above 0"),
     "widths": (["--size", "mini", "--student-init", "layers"], "hidden_size 256, the teacher 128"),
+    "activations": (["--teacher", "relu", "--student-init", "layers"], "hidden_act gelu, the teacher relu"),
+    "norms": (["--teacher", "norm", "--student-init", "embeddings"], "layer_norm_eps 1e-12, the teacher 0.1"),
+    "heads": (["--teacher", "heads", "--student-init", "layers"], "num_attention_heads 2, the teacher 4"),
     "two starts": (["--from", "TEACHER", "--student-init", "layers"], "--student-init has no effect"),
     "rows too long": (["--seq-len", "600"], "rows of at most 512 tokens"),
     "memory of a teacher": (["--masking", "teacher", "--reading", "memory"], "no --reading memory"),
@@ -365,6 +437,9 @@ def test_bad_input_gets_one_clear_sentence(case, distil, teacher, tmp_path, monk
     (tmp_path / "other.txt").write_text(
         "\n".join([*SPECIAL_TOKENS, ".", *(x + c for x in ("", "##") for c in ascii_lowercase)])
     )
+    for name, change in CONFIGS.items():
+        shutil.copytree(teacher, tmp_path / name)
+        change_config(tmp_path / name, **change)
     options, sentence = BAD[case]
     with pytest.raises(SystemExit, match=sentence) as stop:
         distil(*(option.replace("TEACHER", str(teacher)) for option in options))

@@ -131,7 +131,7 @@ def prepare(*argv):
     try:
         return program.prepare_text(o)
     except Exception as error:
-        raise SystemExit(program.bert.explain(error)) from error
+        raise SystemExit(program.explain(error)) from error
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".gz", ".xz"])

@@ -110,6 +110,16 @@ def test_every_choice_runs_and_resumes_to_the_same_bits(train, tmp_path, choice)
     assert same(tmp_path / "whole", tmp_path / "broken"), "8 steps must equal 6 steps, a kill, and 4 more"
 
 
+def test_ctrl_c_before_anything_was_saved_promises_no_resume(train, tmp_path, monkeypatch):
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "prepare_text", stop)
+    with pytest.raises(SystemExit, match="nothing was saved yet, so start again") as stopped:
+        train()
+    assert "--resume" not in stopped.value.code and not (tmp_path / "out").exists()
+
+
 def test_ctrl_c_says_how_to_continue(train, monkeypatch):
     update = program.Pretraining.update
 
@@ -178,7 +188,76 @@ def test_a_run_moved_to_another_folder_continues_there(train, tmp_path):
     assert log(tmp_path / "elsewhere")[-1]["step"] == "8"
 
 
+def test_a_resumed_run_needs_neither_the_folder_of_from_nor_of_vocab(train, tmp_path, teacher):
+    for name in ("--from", "--vocab"):
+        shutil.copytree(teacher, tmp_path / "given")
+        options = (name, tmp_path / "given", "--masking", "random")
+        train(*options, out=f"whole{name}", small=NO_VOCAB)
+        with killed_in_step(7):
+            train(*options, out=f"broken{name}", small=NO_VOCAB)
+        shutil.rmtree(tmp_path / "given")
+        train("--resume", out=f"broken{name}")
+        assert same(tmp_path / f"whole{name}", tmp_path / f"broken{name}")
+
+
+def test_a_resumed_run_keeps_its_heads_whatever_lies_at_from_now(train, tmp_path, teacher):
+    shutil.copytree(teacher, tmp_path / "given")
+    options = ("--from", tmp_path / "given", "--masking", "random")
+    train(*options, out="whole", small=NO_VOCAB)
+    with killed_in_step(7):
+        train(*options, out="broken", small=NO_VOCAB)
+    config = tmp_path / "given" / "config.json"
+    config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    train("--resume", out="broken")
+    assert same(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_text_that_was_moved_is_the_same_text(train, tmp_path, corpus):
+    train(out="whole")
+    with killed_in_step(7):
+        train(out="broken")
+    shutil.copy(corpus, tmp_path / "moved.txt")
+    train("--resume", "--corpus", tmp_path / "moved.txt", out="broken")
+    assert same(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_args_json_keeps_the_first_command_and_lists_the_later_ones(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--first"])
+    with killed_in_step(3):
+        train("--eval-every", 2, "--seed", 3)
+    for name in ("--second", "--third"):
+        monkeypatch.setattr(sys, "argv", ["train.py", name])
+        with killed_in_step(7 if name == "--second" else 8):
+            train("--resume")
+    record = json.loads((tmp_path / "out" / "args.json").read_text())
+    assert record["command"] == "train.py --first"
+    assert record["options"]["seed"] == 3 and record["options"]["resume"] is False
+    assert [(later["command"], later["step"]) for later in record["resumed"]] == [
+        ("train.py --second", 2),
+        ("train.py --third", 6),
+    ]
+
+
 # ---- a step ----
+
+
+def test_the_gradients_of_all_processes_are_added_in_one_call(train, monkeypatch):
+    calls = []
+
+    def doubled(self, tensor):  # as if another process had the same
+        calls.append(tensor.numel())
+        return tensor.mul_(2)
+
+    run = train("--steps", 1)
+    for parameter in run.model.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    before = [parameter.grad.clone() for parameter in run.model.parameters()]
+    monkeypatch.setattr(program.Pretraining, "sum_over_processes", doubled)
+    run.world = 2
+    run.sum_gradients()
+    assert calls == [sum(parameter.numel() for parameter in run.model.parameters())]
+    for parameter, gradient in zip(run.model.parameters(), before, strict=True):
+        assert torch.equal(parameter.grad, 2 * gradient) and parameter.grad.shape == parameter.shape
 
 
 def test_gradients_of_pieces_add_up_to_the_mean_over_the_steps_masked_tokens(train, tmp_path, monkeypatch):
@@ -435,7 +514,60 @@ def test_a_checkpoint_is_where_from_begins(train, teacher):
         assert torch.allclose(tensor, given[name], atol=1e-6), f"--from must start from the folder: {name}"
 
 
+@pytest.mark.parametrize(
+    "known, length, kept, said", [(32, 48, 48, True), (64, 32, 64, False), (None, 48, None, False)]
+)
+def test_the_row_length_of_training_is_kept_and_rows_beyond_it_are_said(
+    train, teacher, tmp_path, capsys, known, length, kept, said
+):
+    run = train("--seq-len", 40, "--steps", 1, out="fresh")
+    assert run.model.config.trained_length == 40
+    assert json.loads((tmp_path / "fresh" / "config.json").read_text())["trained_length"] == 40
+
+    shutil.copytree(teacher, tmp_path / "parent")
+    config = json.loads((tmp_path / "parent" / "config.json").read_text())
+    (tmp_path / "parent" / "config.json").write_text(json.dumps(config | {"trained_length": known}))
+    capsys.readouterr()
+    options = ("--from", tmp_path / "parent", "--seq-len", length, "--steps", 1)
+    run = train(*options, out="more", small=NO_VOCAB)
+    assert run.model.config.trained_length == kept
+    assert (f"parent has read rows of {known} tokens" in capsys.readouterr().out) == said
+
+
 # ---- what is said when it goes wrong ----
+
+
+READS = "entropy is known before step"
+
+
+@pytest.mark.parametrize("tokens, steps, warned", [(2400, 10, True), (2400, 11, False), (0, 8, True)])
+def test_a_memory_that_never_sees_a_row_again_is_said(train, tmp_path, capsys, tokens, steps, warned):
+    # 2,400 tokens are 80 rows, an epoch of 10 steps: only the 11th step sees rows again.
+    options = ("--max-tokens", tokens, "--steps", steps, "--eval-every", steps)
+    train("--reading", "memory", "--select", "high", "--entropy-warmup", 0, *options, out="memory")
+    printed = capsys.readouterr().out
+    assert (READS in printed) == warned
+    train("--masking", "random", *options, out="random")
+    bits = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("memory", "random")]
+    assert (bits[0] == bits[1]) == warned, "without a second epoch it is --masking random, bit for bit"
+
+
+def test_random_masks_to_the_end_are_said(train, capsys):
+    train("--entropy-warmup", 8)
+    assert f"WARNING: no {READS} 8" in capsys.readouterr().out
+
+
+def test_the_end_names_what_compares_runs_once_there_are_two(train, tmp_path, capsys):
+    train("--steps", 1, out="a run")
+    assert "curves.py" not in capsys.readouterr().out
+    train("--steps", 1, out="b")
+    (command,) = re.findall("(python tests/lab/curves.py .*)", capsys.readouterr().out)
+    assert shlex.split(command)[2:4] == [str(tmp_path / "a run"), str(tmp_path / "b")]
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]], cwd=PROJECT, capture_output=True, text=True
+    )
+    (PROJECT / "curves.svg").unlink()
+    assert done.returncode == 0 and "a run" in done.stdout, done.stderr
 
 
 def collapsed(self, ids, index, rng):
@@ -538,14 +670,16 @@ BAD = {
     "vocabulary without [MASK]": (["--vocab", "words.txt"], r"words.txt lacks .*\[MASK\]"),
     "mask ratio 0": (["--mask-ratio", "0"], "mask ratio 0"),
     "mask ratio 1.5": (["--mask-ratio", "1.5"], "mask ratio 1.5"),
-    "few candidates": (["--candidates", "0.5"], "0.5 times as many candidates"),
-    "no effect": (["--masking", "random", "--select", "high"], "--select has no effect"),
-    "a size for a checkpoint": (["--from", "TEACHER", "--size", "base"], "leave .*--size out"),
+    "few candidates": (["--candidates", "0.5"], "--candidates 0.5 must be at least 1"),
+    "no choice": (["--candidates", "1"], "2 candidates for 2 masks per row leave no choice"),
     "rows longer than its positions": (["--from", "TEACHER", "--seq-len", "600"], "rows of at most 512"),
     "uneven pieces": (["--accumulate", "3"], "--batch-size 16 must be a multiple of 3"),
     "no steps": (["--steps", "0"], "steps"),
-    "warm-up longer than the run": (["--warmup", "3"], "--warmup .*longer than --steps 2"),
-    "random masks longer than the run": (["--entropy-warmup", "3"], "--entropy-warmup .*--steps 2"),
+    "warm-up longer than the run": (["--warmup", "3"], "--warmup 3.0 must be from 0 to 2"),
+    "random masks longer than the run": (
+        ["--entropy-warmup", "3"],
+        "--entropy-warmup 3.0 must be from 0 to 2",
+    ),
     "no such device": (["--device", "warp"], "--device warp cannot be used"),
     "unwritable": (["--out", "empty.txt/run"], "empty.txt"),
     "a file as --out": (["--out", "empty.txt"], "empty.txt: File exists|empty.txt: Not a directory"),
@@ -553,6 +687,47 @@ BAD = {
     "--from a folder that is no BERT": (["--from", "gpt"], "gpt.*model_type is 'gpt2'; only 'bert'"),
     "nothing to resume": (["--resume"], "holds no checkpoint to resume from"),
 }
+
+
+for value, *names in (
+    (
+        "-1",
+        "--seed",
+        "--max-tokens",
+        "--lr",
+        "--warmup",
+        "--dropout",
+        "--steps",
+        "--batch-size",
+        "--eval-every",
+    ),
+    ("nan", "--lr", "--warmup", "--entropy-warmup", "--dropout", "--select-temperature", "--candidates"),
+    ("inf", "--lr", "--select-temperature", "--candidates"),
+    ("0", "--accumulate", "--seq-len", "--vocab-size", "--select-temperature"),
+):
+    for name in names:
+        BAD[f"{name} {value}"] = ([name, value], rf"{name} {value}(\.0)? must be (at least|from)")
+
+IDLE = {  # what has no effect, where it is said
+    "--masking random": ["--select high", "--reading memory", "--entropy-warmup .1", "--candidates 3"],
+    "--reading memory": ["--candidates 3"],
+    "--reading visible": ["--candidates 3"],
+    "--select high": ["--select-temperature 2"],
+    "--masking random --corruption 100-0-0": ["--select-temperature 2"],
+    "--vocab words.txt": ["--vocab-size 400"],
+    "--from TEACHER": ["--vocab-size 400", "--vocab words.txt", "--size base", "--init normal", "--cased"],
+}
+for given, idle in IDLE.items():
+    for options in idle:
+        name = options.split()[0]
+        BAD[f"{given}, {options}"] = (
+            f"{given} {options}".split(),
+            f"{name} has no effect here.*leave it out",
+        )
+
+
+def test_an_option_that_has_its_default_counts_as_not_given(train):
+    train("--masking", "random", "--select", "sample", "--candidates", 2, "--reading", "blank", "--steps", 1)
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -569,9 +744,28 @@ def test_bad_input_gets_one_clear_sentence(case, corpus, cache, teacher, tmp_pat
     options = [option.replace("TEACHER", str(teacher)) for option in options]
     with pytest.raises(SystemExit) as stop:
         launch("--corpus", corpus, "--cache", cache, "--steps", 2, "--seq-len", 16, *options)
+    assert not any((tmp_path / "runs").glob("*")), "no empty folder is left"
     assert isinstance(stop.value.code, str) and "\n" not in stop.value.code.strip(), "one sentence"
     assert "Errno" not in stop.value.code
     assert re.search(sentence, stop.value.code), f"{stop.value.code!r} does not say {sentence!r}"
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        ("--maskng random", "did you mean --masking[?]"),
+        ("--seqlen 32", "did you mean --seq-len[?]"),
+        ("--nothing-like-it", "unrecognized arguments: --nothing-like-it$"),
+        ("--masking teacher", "a teacher is an option of distill.py"),
+        ("--teacher runs/mini", "a teacher is an option of distill.py"),
+        ("--steps many", "--steps: invalid int value: 'many'$"),
+    ],
+)
+def test_a_mistyped_option_gets_two_lines(typed, meant, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        launch(*typed.split())
+    lines = capsys.readouterr().err.strip().split("\n")
+    assert len(lines) == 2 and re.search(meant, lines[0]) and "--help" in lines[1], lines
 
 
 @pytest.mark.parametrize("rule", ["highest", "random"])  # random masks are --masking random, without a pass
