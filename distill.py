@@ -47,6 +47,7 @@ def check(o):
     needs = {
         "kd_temperature": (o.kd_alpha > 0, "--kd-alpha above 0"),
         "student_init": (not o.from_, "fresh weights, without --from"),
+        "init": (o.student_init != "layers", "a start of its own, without --student-init layers"),
         "vocab_size": (False, "a learned vocabulary, and the teacher brings its own"),
     }
     train.refuse_idle(o, make_parser(), needs)
@@ -202,6 +203,8 @@ class Distillation(train.Pretraining):
             how = "are read in every step" if self.table is None else "come from a table"
             costs = f"masks are chosen in {self.readings():.1f} epochs, a table costs {self.passes()} passes"
             lines.append(f"entropy the teacher's {how}: {costs}")
+        elif o.kd_alpha == 0 and o.student_init == "scratch":
+            lines.append("WARNING: neither loss, masks nor start follow the teacher: this is train.py's run")
         return lines
 
     # -- the teacher's entropies --

@@ -44,7 +44,7 @@ from model import (
     text_tokenizer,
     write_json,
 )
-from train import keep_freed_ram, learning_rate, make_optimizer, pick_hardware, unused_hardware
+from train import Parser, keep_freed_ram, learning_rate, make_optimizer, pick_hardware, unused_hardware
 
 GLUE_URL = "https://dl.fbaipublicfiles.com/glue/data/"
 MSR_URL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/msr_paraphrase_"
@@ -679,9 +679,9 @@ def task_name(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(TASKS)}") from None
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     # what is judged, and on what
     add("--model", help="checkpoint folder: ours, or one saved by Hugging Face transformers")

@@ -143,7 +143,7 @@ def refuse_out_of_bounds(o, bounds: dict):
     for name, (low, high) in bounds.items():
         value = getattr(o, name)
         if not low <= value <= high or value == math.inf:
-            limits = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            limits = f"finite and at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise ValueError(f"{option(name)} {value} must be {limits} here")
 
 
@@ -172,8 +172,8 @@ def check(o, parser, world: int):
     fresh = not o.from_
     entropy = o.masking != "random"
     needs = {
-        "vocab": (fresh, "fresh weights, without --from"),
-        "cased": (fresh, "fresh weights, without --from"),
+        "vocab": (fresh, "a vocabulary of its own, and --from brings one"),
+        "cased": (fresh, "a vocabulary of its own, and --from brings one"),
         "size": (fresh, "fresh weights, without --from"),
         "init": (fresh, "fresh weights, without --from"),
         "vocab_size": (fresh and not o.vocab, "a learned vocabulary, without --vocab and --from"),
@@ -185,12 +185,12 @@ def check(o, parser, world: int):
     }
     refuse_idle(o, parser, needs)
 
-    masks = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # raises for a bad ratio
-    pool = o.seq_len - 2
-    if o.reading == "blank":
-        pool = masking.candidate_budget(pool, o.mask_ratio, o.candidates)
-    if entropy and pool == masks:
-        raise ValueError(f"{pool} candidates for {masks} masks per row leave no choice: more --candidates?")
+    body = o.seq_len - 2
+    masks = masking.mask_budget(body, o.mask_ratio)  # raises for a bad ratio
+    pool = masking.candidate_budget(body, o.mask_ratio, o.candidates)
+    if entropy and o.reading == "blank" and not masks < pool < body:
+        counts = f"{pool} candidates for {masks} masks in rows of {body} tokens"
+        raise ValueError(f"{counts} leave no choice, or nothing to read: other --candidates are needed")
     if o.from_ and not o.resume:
         refuse_longer_rows(o.from_, o.seq_len)
     if o.lr == 0 and o.from_:
@@ -313,65 +313,84 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab(), lowercase=not cased).to_str())
 
 
-def tokenise(paths, tokenizer: Tokenizer, folder: Path):
-    """Write two streams of token ids (int32), train.ids and held_out.ids, and facts.json about the text.
+def encode_text(paths, tokenizer: Tokenizer, facts: Counter):
+    """The token ids of each paragraph, and [SEP] where a document ends; what is read is counted in `facts`.
 
-    [SEP] stands after each document. Nothing is left out of the training text; of the held-out text, each
-    paragraph of KNOWN characters or more that the training text has too, so that no exam asks for it.
+    With them come the paragraph's hash (0 below KNOWN characters), and whether its document's hash holds it
+    out: equal documents are on the same side.
     """
     reader = text_tokenizer(tokenizer)
     unknown, sep = (tokenizer.token_to_id(token) for token in ("[UNK]", "[SEP]"))
+    begins = True
+    for paragraphs, ends in tqdm(
+        read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None
+    ):
+        if begins:  # a long document comes in parts: the first decides for all
+            held_out = zlib.crc32("\n".join(paragraphs).encode()) < HELD_OUT * 2**32
+        begins = ends
+        strange = []  # paragraphs with [UNK]
+        encodings = reader.encode_batch_fast(paragraphs, add_special_tokens=False)
+        for text, encoding in zip(paragraphs, encodings, strict=True):
+            ids = np.array(encoding.ids, np.int32)
+            if (ids == unknown).any():
+                strange.append(text)
+            yield ids, hash(text) if len(text) >= KNOWN else 0, held_out
+        if ends:
+            yield np.array([sep], np.int32), 0, held_out
+
+        facts.update(lines=len(paragraphs), documents=ends)
+        facts.update(characters=sum(len("".join(text.split())) for text in paragraphs))
+        for encoding in reader.encode_batch(strange, add_special_tokens=False):
+            pieces = zip(encoding.ids, encoding.offsets, strict=True)
+            spans = [stop - start for number, (start, stop) in pieces if number == unknown]
+            facts.update(unknown=sum(spans), too_long=sum(span for span in spans if span > 100))
+        if facts["words"] < 50_000:  # the beginning tells what lower-casing does
+            words = " ".join(paragraphs).split()
+            facts.update(words=len(words), changed=sum(is_changed(word, tokenizer) for word in words))
+
+
+def is_changed(word: str, tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer takes capitals, accents or other marks away; what is invisible does not count."""
+    read = "".join(tokenizer.normalizer.normalize_str(word).split())  # it puts spaces around Chinese
+    seen = "".join(filter(str.isprintable, word))
+    return unicodedata.normalize("NFC", read) != unicodedata.normalize("NFC", seen)
+
+
+def tokenise(paths, tokenizer: Tokenizer, folder: Path):
+    """Write two streams of token ids (int32), train.ids and held_out.ids, and facts.json about the text.
+
+    Nothing is left out of the training text. Of the held-out text each paragraph of KNOWN characters or more
+    is left out that the training text has too, so that no exam asks for it.
+    """
     facts = Counter(unknown=0, too_long=0)
     table = array("q")  # of each paragraph and each [SEP]: tokens, hash, is its document held out by hash?
-    begins = True
-    with open(folder / "text.ids", "wb") as stream:
-        documents = tqdm(read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None)
-        for paragraphs, ends in documents:
-            if begins:  # a long document comes in parts: the first decides for all
-                by_hash = zlib.crc32("\n".join(paragraphs).encode()) < HELD_OUT * 2**32
-            begins = ends
-            strange = []  # paragraphs with [UNK]
-            encodings = reader.encode_batch_fast(paragraphs, add_special_tokens=False)
-            for text, encoding in zip(paragraphs, encodings, strict=True):
-                ids = np.array(encoding.ids, np.int32)
-                stream.write(ids.tobytes())
-                table.extend((len(ids), hash(text) if len(text) >= KNOWN else 0, by_hash))
-                if (ids == unknown).any():
-                    strange.append(text)
-            if ends:
-                stream.write(np.int32(sep).tobytes())
-                table.extend((1, 0, by_hash))
-
-            facts.update(lines=len(paragraphs), documents=ends)
-            facts.update(characters=sum(len("".join(text.split())) for text in paragraphs))
-            for encoding in reader.encode_batch(strange, add_special_tokens=False):
-                pieces = zip(encoding.ids, encoding.offsets, strict=True)
-                spans = [end - start for number, (start, end) in pieces if number == unknown]
-                facts.update(unknown=sum(spans), too_long=sum(span for span in spans if span > 100))
-            if facts["words"] < 50_000:  # the beginning tells what lower-casing does
-                words = " ".join(paragraphs).split()
-                facts.update(words=len(words), changed=sum(is_changed(word, tokenizer) for word in words))
+    everything = folder / "text.ids"
+    with open(everything, "wb") as stream:
+        for ids, key, by_hash in encode_text(paths, tokenizer, facts):
+            stream.write(ids.tobytes())
+            table.extend((len(ids), key, by_hash))
+    if not table:
+        raise ValueError(f"{paths[0]}: 0 tokens are too few to learn from")
 
     # The sides are settled last, when it is known how much there is.
-    if not facts["lines"]:
-        raise ValueError(f"{paths[0]}: 0 tokens are too few to learn from")
     tokens, held_out, known = split(*np.frombuffer(table, np.int64).reshape(-1, 3).T)
-    everything = folder / "text.ids"
     asked = folder / "held_out.ids"
     with (
         open(everything, "rb") as stream,
         open(folder / "train.ids", "wb") as train,
         open(asked, "wb") as exam,
     ):
-        for first in range(0, len(tokens), 10_000):
-            part = slice(first, first + 10_000)
+        for first in range(0, len(tokens), 2000):
+            part = slice(first, first + 2000)
             ids = np.fromfile(stream, np.int32, tokens[part].sum())
             ids[np.repeat(~held_out[part], tokens[part])].tofile(train)
             ids[np.repeat(held_out[part] & ~known[part], tokens[part])].tofile(exam)
     everything.unlink()
+
+    # A document of which nothing is left leaves no [SEP] either.
     ids = np.fromfile(asked, np.int32)
-    empty = (ids == sep) & (np.append(sep, ids[:-1]) == sep)  # of a document of which nothing is left
-    ids[~empty].tofile(asked)
+    end = ids == tokenizer.token_to_id("[SEP]")
+    ids[~end | ~np.append(True, end[:-1])].tofile(asked)
     write_json(folder / "facts.json", facts | {"left_out": int(known.sum())})
 
 
@@ -399,14 +418,9 @@ def split(tokens, keys, by_hash):
     return tokens, held_out, known
 
 
-def is_changed(word: str, tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer takes capitals, accents or other marks away. (Spaces around Chinese are none.)"""
-    read = "".join(tokenizer.normalizer.normalize_str(word).split())
-    return unicodedata.normalize("NFC", read) != unicodedata.normalize("NFC", word)
-
-
 # Text that was prepared by other rules is not used again: of these functions, constants, this tokenizers.
-RULES = (builtin_corpus, open_text, read_documents, learn_vocabulary, tokenise, split, text_tokenizer)
+RULES = (builtin_corpus, open_text, read_documents, learn_vocabulary, text_tokenizer)
+RULES += (encode_text, is_changed, tokenise, split)
 SETTINGS = (HELD_OUT, KNOWN, NO_TEXT, tokenizers.__version__)
 TEXT_RULES = hashlib.sha256(f"{[*map(inspect.getsource, RULES)]} {SETTINGS}".encode()).hexdigest()[:8]
 
@@ -1111,6 +1125,8 @@ unigram {run.unigram_loss:.3f} nats per token: the held-out loss of one that kno
         begins = max(begins, run.row_count // o.batch_size)  # the first row that comes again
     if o.masking != "random" and begins >= o.steps:
         print(f"WARNING: no entropy is known before step {begins:,}: to its end this run is --masking random")
+    for unused in unused_hardware(o.device, run.device):
+        print(f"note    {unused}")
     if run.device.type == "cuda" and o.batch_size * o.seq_len < 2**14:
         print("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
 
@@ -1202,6 +1218,9 @@ def main(parser, kind=Pretraining, argv=None):
         if run.rank == 0:
             conclude(run)
         run.sum_over_processes(torch.zeros(1, device=run.device)).item()  # wait: another may still write
+        if run.world > 1 and argv is None:  # under torchrun all is done and saved
+            sys.stdout.flush()
+            os._exit(0)  # else torch's own threads, which may outlive it, now and then abort the process
         return run
     except KeyboardInterrupt:
         how = "nothing was saved yet, so start again with the same command"

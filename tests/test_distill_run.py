@@ -57,6 +57,12 @@ def test_alpha_0_is_train_py_step_for_step(distil, train, teacher, tmp_path, mas
     assert one == other
 
 
+@pytest.mark.parametrize("acts", [(), ("--kd-alpha", 0.5), ("--student-init", "layers")])
+def test_a_teacher_that_is_read_for_nothing_is_said(distil, capsys, acts):
+    distil("--masking", "random", "--kd-alpha", 0, *acts, "--steps", 1, *FEW)
+    assert ("WARNING: neither loss, masks nor start" in capsys.readouterr().out) == (not acts)
+
+
 @pytest.mark.parametrize("text", [FEW, TABLE], ids=["read in steps", "a table"])
 def test_two_processes_do_what_one_does(nursery, free_port, teacher, corpus, cache, tmp_path, text):
     given = ["--corpus", corpus, "--cache", cache, "--teacher", teacher, *NO_VOCAB]
@@ -418,13 +424,14 @@ BAD = {
     "another casing": (["--cased"], "has no capital letters: leave --cased out"),
     "a vocabulary to learn": (["--vocab-size", "400"], "--vocab-size has no effect.*teacher brings its own"),
     "alpha above 1": (["--kd-alpha", "2"], "--kd-alpha 2.0 must be from 0 to 1"),
-    "temperature 0": (["--kd-temperature", "0"], "--kd-temperature 0.0 must be at least"),
-    "temperature nan": (["--kd-temperature", "nan"], "--kd-temperature nan must be at least"),
+    "temperature 0": (["--kd-temperature", "0"], "--kd-temperature 0.0 must be finite and at least"),
+    "temperature nan": (["--kd-temperature", "nan"], "--kd-temperature nan must be finite and at least"),
     "temperature of nothing": (["--kd-alpha", "0", "--kd-temperature", "3"], "needs --kd-alpha above 0"),
     "widths": (["--size", "mini", "--student-init", "layers"], "hidden_size 256, the teacher 128"),
     "activations": (["--teacher", "relu", "--student-init", "layers"], "hidden_act gelu, the teacher relu"),
     "norms": (["--teacher", "norm", "--student-init", "embeddings"], "layer_norm_eps 1e-12, the teacher 0.1"),
     "heads": (["--teacher", "heads", "--student-init", "layers"], "num_attention_heads 2, the teacher 4"),
+    "no start of its own": (["--init", "normal", "--student-init", "layers"], "--init has no effect"),
     "two starts": (["--from", "TEACHER", "--student-init", "layers"], "--student-init has no effect"),
     "rows too long": (["--seq-len", "600"], "rows of at most 512 tokens"),
     "memory of a teacher": (["--masking", "teacher", "--reading", "memory"], "no --reading memory"),

@@ -617,7 +617,8 @@ def test_a_refusal_leaves_no_empty_folder(evaluate, tmp_path):
         (["--model", "x", "--lr", "-1"], "--lr and others at 0"),
         (["--model", "x", "--tasks", "ax"], "AX has no labels: it can only be answered, with --predict"),
         ([], "nothing to do: give --model FOLDER"),
-        (["--model", "no/such/folder"], "no/such/folder/config.json"),
+        (["--model", "no/such/folder"], "no/such/folder: no such file or folder"),
+        (["--model", "bert-base-uncased"], "hub is fetched first: hf download NAME --local-dir FOLDER"),
         (["--model", "x", "--epochs", "0"], "--epochs and --batch-size start at 1"),
         (["--model", "x", "--lr", "nan"], "--lr and others at 0"),
         (["--model", "x", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
@@ -628,6 +629,21 @@ def test_bad_input_is_one_sentence_and_a_failure(argv, reason):
         glue.main(argv)
     assert reason in str(error.value) and str(error.value).startswith("glue_eval.py: ")
     assert "\n" not in str(error.value) and "Errno" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "argv, reason",
+    [
+        (["--max-lenght", "64"], "did you mean --max-length?"),
+        (["--tasks", "rtee"], "'rtee' is none of CoLA, SST-2"),
+        (["--seeds", "0,1"], "argument --seeds: invalid int value: '0,1'"),
+    ],
+)
+def test_a_mistyped_option_is_two_lines(argv, reason, capsys):
+    with pytest.raises(SystemExit):
+        glue.main(["--model", "x", *argv])
+    text = capsys.readouterr().err
+    assert reason in text and len(text.splitlines()) == 2
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(evaluate, tmp_path):

@@ -670,8 +670,9 @@ BAD = {
     "vocabulary without [MASK]": (["--vocab", "words.txt"], r"words.txt lacks .*\[MASK\]"),
     "mask ratio 0": (["--mask-ratio", "0"], "mask ratio 0"),
     "mask ratio 1.5": (["--mask-ratio", "1.5"], "mask ratio 1.5"),
-    "few candidates": (["--candidates", "0.5"], "--candidates 0.5 must be at least 1"),
-    "no choice": (["--candidates", "1"], "2 candidates for 2 masks per row leave no choice"),
+    "few candidates": (["--candidates", "0.5"], "--candidates 0.5 must be finite and at least 1"),
+    "no choice": (["--candidates", "1"], "2 candidates for 2 masks .* leave no choice"),
+    "nothing to read": (["--candidates", "9"], "14 candidates for 2 masks in rows of 14 .* nothing to read"),
     "rows longer than its positions": (["--from", "TEACHER", "--seq-len", "600"], "rows of at most 512"),
     "uneven pieces": (["--accumulate", "3"], "--batch-size 16 must be a multiple of 3"),
     "no steps": (["--steps", "0"], "steps"),
@@ -706,7 +707,7 @@ for value, *names in (
     ("0", "--accumulate", "--seq-len", "--vocab-size", "--select-temperature"),
 ):
     for name in names:
-        BAD[f"{name} {value}"] = ([name, value], rf"{name} {value}(\.0)? must be (at least|from)")
+        BAD[f"{name} {value}"] = ([name, value], rf"{name} {value}(\.0)? must be (finite|from)")
 
 IDLE = {  # what has no effect, where it is said
     "--masking random": ["--select high", "--reading memory", "--entropy-warmup .1", "--candidates 3"],

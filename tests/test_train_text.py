@@ -217,6 +217,16 @@ def test_one_to_five_percent_are_held_out_whatever_the_documents(shape, seed, tm
         assert any(words.startswith(p) for p in paragraphs), "it is cut at a paragraph"
 
 
+def test_a_long_text_is_written_in_parts(tmp_path):
+    """More paragraphs than are dealt at once: nothing is lost where two parts meet."""
+    lines = [f"{i} {i % 7} and {i % 11}" + "\n" * (i % 5 == 0) for i in range(7000)]
+    tokenizer, learn, held, _ = prepare(tmp_path, "\n".join(lines))
+    whole = as_written([tmp_path / "text.txt"], tokenizer)
+    assert Counter(learn.tolist()) + Counter(held.tolist()) == Counter(whole)
+    position = iter(whole)
+    assert all(number in position for number in learn), "and the order stays"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_split_is_that_of_brute_force(seed):
     """Random paragraphs: sizes, repeats and documents."""
@@ -748,6 +758,7 @@ WORDS = {
     "korean": ("그는 책을 읽고 나서 집으로 갔다", False),
     "chinese": ("他在桌子上看到了一本书", False),
     "smiles": ("CC(=O)Oc1ccccc1C(=O)O", True),
+    "invisible characters": ("\ufeffthe cat\u200bsat on\u200bthe so\u00adfa", False),
 }
 
 

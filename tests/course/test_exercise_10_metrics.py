@@ -11,11 +11,23 @@ LABELS = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
 GUESSES = [1, 1, 1, 0, 1, 0, 0, 0, 0, 0]  # TP 3, FN 1, FP 1, TN 5
 
 
+# ---- accuracy ----
+
+
 def test_accuracy_is_the_share_of_right_answers():
     assert glue.accuracy(LABELS, GUESSES) == pytest.approx(8 / 10), "8 of 10 answers are right"
     assert glue.accuracy([1, 0, 2, 1], [1.2, 0, 2, 1]) == pytest.approx(3 / 4), (
         "1.2 is not 1: nothing is rounded before it is compared"
     )
+
+
+@pytest.mark.parametrize("gap", [0.05, -0.3])
+def test_nearly_is_not_right(gap):
+    got = glue.accuracy(LABELS, [guess + gap * (i == 0) for i, guess in enumerate(GUESSES)])
+    assert got == pytest.approx(7 / 10), f"the first guess is {gap:+} beside its label: 7 of 10 are right"
+
+
+# ---- F1 ----
 
 
 def test_f1_is_not_precision():
@@ -31,6 +43,9 @@ def test_f1_is_not_precision():
 
 def test_f1_counts_class_1_and_not_class_0():
     assert glue.f1_score([0, 0, 0, 1], [0, 0, 0, 0]) == 0, "all right on class 0 is worth nothing"
+
+
+# ---- Matthews ----
 
 
 def test_matthews_of_a_worked_example():
@@ -62,6 +77,9 @@ def test_matthews_counts_a_class_that_only_guesses_have():
     )
 
 
+# ---- correlations ----
+
+
 def test_spearman_gives_ties_their_average_rank():
     # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5
     got = glue.spearmanr([1, 2, 2, 3], [10, 20, 30, 40])
@@ -86,6 +104,15 @@ def test_pearson_of_a_worked_example():
     # means 2 and 4, differences -1 0 1 and -1 -2 3: covariance 4, variances 2 and 14
     got = glue.pearsonr([1, 2, 3], [3, 2, 7])
     assert got == pytest.approx(4 / math.sqrt(2 * 14)), f"expected 4 / sqrt(2 14) = 0.756, not {got:.3f}"
+
+
+@pytest.mark.parametrize("metric", [glue.pearsonr, glue.spearmanr])
+def test_a_falling_line_has_correlation_minus_one(metric):
+    got = metric([1, 2, 3, 4], [8.5, 6.5, 4.5, 2.5])
+    assert got == pytest.approx(-1), f"what falls as the other rises has r = -1, not {got}"
+
+
+# ---- edges ----
 
 
 @pytest.mark.parametrize(
@@ -125,6 +152,9 @@ def test_metrics_refuse_what_they_cannot_measure(metric, labels, guesses):
         metric(labels, guesses)
 
 
+# ---- Matthews ----
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_metrics_agree_with_scikit_learn(classes):
     sklearn = pytest.importorskip("sklearn.metrics")
@@ -135,6 +165,9 @@ def test_metrics_agree_with_scikit_learn(classes):
         assert glue.matthews_corrcoef(y, p) == pytest.approx(sklearn.matthews_corrcoef(y, p), abs=1e-12)
         if classes == 2:
             assert glue.f1_score(y, p) == pytest.approx(sklearn.f1_score(y, p, zero_division=0))
+
+
+# ---- correlations ----
 
 
 def test_correlations_agree_with_scipy_with_many_ties():

@@ -12,8 +12,8 @@ def logits(*shape, seed=0, scale=3.0):
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_kl_equals_a_sum_over_the_vocabulary_by_hand():
-    student, teacher, T = logits(2, 3, 7, seed=1), logits(2, 3, 7, seed=2), 2.5
+def compare_with_a_sum_by_hand(T):
+    student, teacher = logits(2, 3, 7, seed=1), logits(2, 3, 7, seed=2)
     labels = torch.tensor([[4, -100, 0], [-100, 6, 1]])
     total = 0.0
     for row, place in ((0, 0), (0, 2), (1, 1), (1, 2)):
@@ -24,8 +24,26 @@ def test_kl_equals_a_sum_over_the_vocabulary_by_hand():
     loss = kd_loss(student, teacher, labels, T)
     assert loss.item() == pytest.approx(total, rel=1e-6), (
         f"expected {total:.4f}, T^2 sum_v p_v log(p_v / q_v) summed over the 4 places with a label, not "
-        f"{loss.item():.4f}; without T^2 it is {total / T**2:.4f}, as a mean {total / 4:.4f}"
+        f"{loss.item():.4f} (T = {T}); without T^2 it is {total / T**2:.4f}, as a mean {total / 4:.4f}"
     )
+
+
+# ---- KL ----
+
+
+def test_kl_equals_a_sum_over_the_vocabulary_by_hand():
+    compare_with_a_sum_by_hand(1.0)
+
+
+# ---- T squared ----
+
+
+@pytest.mark.parametrize("T", [0.5, 2.5])
+def test_a_temperature_softens_both_and_t_squared_makes_up_for_it(T):
+    compare_with_a_sum_by_hand(T)
+
+
+# ---- numbers ----
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])
@@ -43,6 +61,9 @@ def test_it_computes_in_float32_at_least(kind):
     assert loss.item() == pytest.approx(exact.item(), rel=1e-4), (
         f"{kind} logits: {loss.item():.5f}, and the same in float64 {exact.item():.5f}: the sum needs float32"
     )
+
+
+# ---- T squared ----
 
 
 def test_the_gradient_is_the_derivative():
@@ -72,6 +93,9 @@ def test_t_squared_keeps_the_size_of_the_gradient():
         assert size == pytest.approx(limit, rel=5 / T), f"T {T}: without the T^2 it would shrink as 1 / T^2"
 
 
+# ---- KL ----
+
+
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn():
     student = logits(2, 4, 9).requires_grad_()
     loss = kd_loss(student, student.detach().clone(), torch.ones(2, 4, dtype=torch.long), 2.0)
@@ -90,6 +114,9 @@ def test_it_goes_from_teacher_to_student():
         f"KL(teacher || student) is {forward:.4f}, KL(student || teacher) {backward:.4f}; this is {got:.4f}: "
         "the student must cover all that the teacher believes"
     )
+
+
+# ---- numbers ----
 
 
 def test_nothing_masked_is_zero_and_no_nan():

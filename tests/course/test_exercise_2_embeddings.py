@@ -29,6 +29,9 @@ def by_hand(e, row, place, segment_id):
     return gain * centred / (centred**2).mean().sqrt() + shift
 
 
+# ---- sum ----
+
+
 def test_word_position_and_segment_are_added_and_normalised():
     e = make()
     got = e(IDS, SEGMENTS)
@@ -48,6 +51,9 @@ def test_the_same_word_at_two_places_has_two_vectors():
     )
 
 
+# ---- segments ----
+
+
 def test_segments_default_to_the_first():
     e = make()
     assert torch.equal(e(IDS), e(IDS, torch.zeros_like(IDS))), "no token_type_ids: all are segment 0"
@@ -56,6 +62,9 @@ def test_segments_default_to_the_first():
         assert torch.allclose(e(IDS)[0, place].double(), by_hand(e, 0, place, 0), atol=1e-4), (
             f"place {place}: segment 0 has a vector like any other; it is added where nothing is given, too"
         )
+
+
+# ---- lengths ----
 
 
 def test_a_sequence_longer_than_the_positions_is_refused():
@@ -71,6 +80,9 @@ def test_a_sequence_as_long_as_the_positions_is_read():
     assert shape == (1, 16, 8)
 
 
+# ---- dropout ----
+
+
 def test_embedding_dropout_acts_in_training_alone():
     e = make(hidden_dropout_prob=0.5)
     assert torch.equal(e(IDS), e(IDS)), "dropout is on in evaluation"
@@ -78,6 +90,9 @@ def test_embedding_dropout_acts_in_training_alone():
     assert 0.2 < zeros < 0.8, (
         f"{zeros:.0%} of the numbers are 0 in training, expected about half: dropout comes last"
     )
+
+
+# ---- sum ----
 
 
 def test_embeddings_equal_those_of_transformers():

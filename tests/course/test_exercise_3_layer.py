@@ -47,6 +47,9 @@ def make_layer(act="gelu", add_norm=lambda block, x, residual: norm(residual + l
     return layer
 
 
+# ---- add and norm ----
+
+
 def test_add_norm_normalises_after_the_addition():
     block, x, residual = AddNorm(12, config()).double(), draw(2, 3, 12), draw(2, 3, 8)
     assert torch.allclose(block(x, residual), norm(residual + linear(x, block.dense))), (
@@ -58,6 +61,9 @@ def test_every_token_leaves_with_mean_0_and_variance_1():
     out = AddNorm(12, config()).double()(draw(2, 3, 12), 100 * draw(2, 3, 8))
     assert out.mean(-1).abs().max() < 1e-9, "each token's H numbers have mean 0 at the start"
     assert torch.allclose(out.var(-1, unbiased=False), torch.ones(2, 3).double()), "and variance 1"
+
+
+# ---- dropout ----
 
 
 def test_dropout_spares_the_residual():
@@ -84,6 +90,9 @@ def test_add_norm_dropout_acts_in_training_alone():
     assert not torch.equal(block(x, residual), block(x, residual)), "no dropout in training"
     block.eval()
     assert torch.equal(block(x, residual), block(x, residual)), "dropout is on in evaluation"
+
+
+# ---- layer ----
 
 
 def test_a_layer_is_attention_then_feed_forward_each_added_and_normalised():

@@ -27,11 +27,17 @@ def norm(x, head):
     return centred / ((centred**2).mean(-1, keepdim=True) + head.transform["LayerNorm"].eps).sqrt()
 
 
+# ---- tied ----
+
+
 def test_word_embeddings_and_decoder_are_one_matrix():
     words, head = make()
     assert head.decoder.weight is words.weight, (
         "expected one matrix with two names; a copy is equal today and different after the first update"
     )
+
+
+# ---- logits ----
 
 
 def test_logits_are_products_with_the_word_vectors():
@@ -64,6 +70,9 @@ def test_the_activation_is_the_one_that_was_configured(act):
     )
 
 
+# ---- names ----
+
+
 def test_layer_norm_has_the_eps_of_the_configuration():
     for eps in (1e-12, 1e-3):
         got = make(layer_norm_eps=eps)[1].transform["LayerNorm"].eps
@@ -72,9 +81,15 @@ def test_layer_norm_has_the_eps_of_the_configuration():
         )
 
 
+# ---- logits ----
+
+
 def test_the_head_takes_any_leading_shape():
     _, head = make()
     assert head(draw(8)).shape == (20,) and head(draw(2, 5, 8)).shape == (2, 5, 20), "[..., H] -> [..., V]"
+
+
+# ---- tied ----
 
 
 def test_the_output_trains_the_vectors_that_the_input_reads():
@@ -83,6 +98,9 @@ def test_the_output_trains_the_vectors_that_the_input_reads():
     assert words.weight.grad is not None and words.weight.grad.abs().sum(-1).min() > 0, (
         "every word is a possible answer, so every row of the embeddings gets a gradient from the head"
     )
+
+
+# ---- names ----
 
 
 def test_names_and_shapes_are_those_of_checkpoints_in_the_wild():
@@ -96,6 +114,9 @@ def test_names_and_shapes_are_those_of_checkpoints_in_the_wild():
         "decoder.weight": (20, 8),
         "decoder.bias": (20,),
     }, "expected the names and shapes of other people's checkpoints: the hint has the names"
+
+
+# ---- tied ----
 
 
 def test_the_bias_is_one_vector_with_two_names():

@@ -5,8 +5,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from waiting import without_waiting
 
 from masking import RULES, draw_candidates, mask_budget, select_positions
+
+# ---- budget ----
 
 
 @pytest.mark.parametrize(
@@ -29,8 +32,6 @@ def test_a_mask_ratio_out_of_range_is_refused(ratio):
         pytest.fail(f"mask ratio {ratio} gave {got}; a ValueError is due unless it is above 0 and at most 1")
 
 
-# ---- each rule on a row of six ----
-
 ROW = [7.0, 1.5, 9.0, 2.0, 8.0, 4.0]  # entropies
 
 
@@ -40,8 +41,16 @@ def picks(rule, entropy, k, pool=None):
     pool = torch.ones_like(entropy, dtype=torch.bool) if pool is None else torch.tensor([pool])
     score = RULES[rule](entropy, pool, 1.0, torch.Generator().manual_seed(0))
     assert score.shape == entropy.shape, f"a rule gives every position a score, {tuple(entropy.shape)}"
+    what = "which positions to take" if score.dtype == torch.bool else "indices, or ranks in whole numbers"
+    assert score.is_floating_point(), (
+        f"expected scores in floating point, and `{rule}` returned {score.dtype}: {what}? A rule only says "
+        "how much each position is wanted; select_positions takes the k highest scores"
+    )
     best = score.masked_fill(~pool, -float("inf")).topk(k).indices
     return sorted(entropy[0, best[0]].tolist())
+
+
+# ---- high and low ----
 
 
 def test_high_takes_the_largest():
@@ -54,12 +63,18 @@ def test_low_takes_the_smallest():
     assert got == [1.5, 2, 4], f"entropies {ROW}, k = 3: `low` takes 1.5, 2 and 4, not {got}"
 
 
+# ---- mid ----
+
+
 def test_mid_takes_those_nearest_the_median():
     got = picks("mid", ROW, 3)
     assert got == [4, 7, 8], (
         f"entropies {ROW}, k = 3: the median is 5.5, the mean of the two in the middle, 4 and 7; `mid` takes "
         f"4, 7 and 8, not {got}. (torch.median says 4, the lower of the two: then 1.5, 2 and 4 are nearest)"
     )
+
+
+# ---- both ----
 
 
 @pytest.mark.parametrize("k, expected", [(1, [9]), (2, [1.5, 9]), (3, [1.5, 8, 9]), (4, [1.5, 2, 8, 9])])
@@ -71,9 +86,10 @@ def test_both_takes_from_the_top_and_the_bottom_in_turns(k, expected):
     )
 
 
-@pytest.mark.parametrize("rule, expected", [("mid", [4, 7, 8]), ("both", [1.5, 8, 9])])
-@pytest.mark.parametrize("outside", [0.5, 99.0])
-def test_what_is_outside_the_pool_counts_for_nothing(rule, expected, outside):
+OUTSIDE = pytest.mark.parametrize("outside", [0.5, 99.0])
+
+
+def compare_with_more_outside(rule, expected, outside):
     entropy, pool = [outside, *ROW, outside + 0.1], [False, *[True] * 6, False]
     got = picks(rule, entropy, 3, pool)
     assert got == expected, (
@@ -81,8 +97,6 @@ def test_what_is_outside_the_pool_counts_for_nothing(rule, expected, outside):
         f"{got}; a position outside the pool neither moves the median nor takes up a rank"
     )
 
-
-# ---- rules on many rows ----
 
 RATIOS = pytest.mark.parametrize("ratio", [0.15, 0.5, 1.0])
 POOLS = pytest.mark.parametrize("with_candidates", [False, True])
@@ -118,11 +132,46 @@ def compare_with_brute_force(rule, ratio, with_candidates):
         )
 
 
+def wait_for_nobody(rule):
+    """A rule is part of every step of training: on a GPU nothing in it may wait."""
+    entropy, pool = torch.rand(3, 8), torch.arange(8).expand(3, 8) < 6
+    without_waiting(lambda: RULES[rule](entropy, pool, 1.0, torch.Generator()))
+
+
+# ---- high and low ----
+
+
+@pytest.mark.parametrize("rule, expected", [("high", [40.0, 40.001]), ("low", [0.001, 0.002])])
+def test_close_entropies_have_different_scores(rule, expected):
+    got = picks(rule, [40.0, 0.001, 20.0, 40.001, 0.003, 0.002], 2)
+    assert got == pytest.approx(expected), (
+        f"`{rule}` takes {expected}, not {got}: a score that is squeezed into 0 to 1, such as a softmax, has "
+        "no digits left for small differences"
+    )
+
+
+@pytest.mark.parametrize("rule", ["high", "low"])
+def test_high_and_low_wait_for_nobody(rule):
+    wait_for_nobody(rule)
+
+
 @RATIOS
 @POOLS
 @pytest.mark.parametrize("rule", ["high", "low"])
 def test_high_and_low_equal_brute_force(rule, ratio, with_candidates):
     compare_with_brute_force(rule, ratio, with_candidates)
+
+
+# ---- mid ----
+
+
+@OUTSIDE
+def test_what_is_outside_the_pool_does_not_move_the_median(outside):
+    compare_with_more_outside("mid", [4, 7, 8], outside)
+
+
+def test_mid_waits_for_nobody():
+    wait_for_nobody("mid")
 
 
 @RATIOS
@@ -131,13 +180,22 @@ def test_mid_equals_brute_force(ratio, with_candidates):
     compare_with_brute_force("mid", ratio, with_candidates)
 
 
+# ---- both ----
+
+
+@OUTSIDE
+def test_what_is_outside_the_pool_takes_up_no_rank(outside):
+    compare_with_more_outside("both", [1.5, 8, 9], outside)
+
+
+def test_both_waits_for_nobody():
+    wait_for_nobody("both")
+
+
 @RATIOS
 @POOLS
 def test_both_equals_brute_force(ratio, with_candidates):
     compare_with_brute_force("both", ratio, with_candidates)
-
-
-# ---- the rule that draws ----
 
 
 def rates_of_two_draws(weight):
@@ -148,6 +206,9 @@ def rates_of_two_draws(weight):
         rates[first] += p
         rates[second] += p
     return rates
+
+
+# ---- sample ----
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -200,3 +261,7 @@ def test_sample_draws_with_its_generator():
         "the same seed gave two draws: pass generator=generator, or a run that is resumed masks other words"
     )
     assert not torch.equal(one, other), "two seeds gave the same draw"
+
+
+def test_sample_waits_for_nobody():
+    wait_for_nobody("sample")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from waiting import without_waiting
 
 from masking import corrupt, eligible_positions
 
@@ -13,6 +14,9 @@ def corrupted(scheme="80-10-10", shape=(500, 200)):
     ids = torch.randint(5, SIZE, shape, generator=rng)
     selected = torch.rand(shape, generator=rng) < 0.5
     return ids, selected, *corrupt(ids.clone(), selected.clone(), MASK, SIZE, SPECIAL, scheme, rng)
+
+
+# ---- 80-10-10 ----
 
 
 def test_80_10_10():
@@ -33,6 +37,9 @@ def test_80_10_10():
 def test_100_0_0_hides_every_selected_token():
     _, selected, new, _ = corrupted("100-0-0")
     assert (new[selected] == MASK).all(), "100-0-0: nothing random, nothing unchanged"
+
+
+# ---- care ----
 
 
 def test_the_input_stays_as_it_was():
@@ -61,9 +68,15 @@ def test_the_random_numbers_come_from_the_generator():
     assert not torch.equal(one, other), "two seeds gave the same corruption"
 
 
+# ---- 80-10-10 ----
+
+
 def test_nothing_but_the_selected_positions_changes():
     ids, selected, new, _ = corrupted()
     assert torch.equal(new[~selected], ids[~selected]), "a position that was never selected was replaced"
+
+
+# ---- labels ----
 
 
 def test_labels_hold_the_original_where_selected_and_minus_100_elsewhere():
@@ -72,10 +85,13 @@ def test_labels_hold_the_original_where_selected_and_minus_100_elsewhere():
     assert (labels[~selected] == -100).all(), "a label elsewhere makes the model learn to copy what it sees"
 
 
+# ---- uniform ----
+
+
 def test_random_tokens_are_uniform_over_all_but_special_tokens():
     ids = torch.full((400, 500), 7)
     selected = torch.ones_like(ids, dtype=torch.bool)
-    special = [9, 3, 19, 0]  # in any order
+    special = [9, 3, 19, 0, 3]  # in any order, and one of them twice
     new, _ = corrupt(ids, selected, 3, 20, special, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(new[(new != 3) & (new != 7)], minlength=20)
     assert counts[special].sum() == 0, (
@@ -88,12 +104,24 @@ def test_random_tokens_are_uniform_over_all_but_special_tokens():
     )
 
 
+# ---- care ----
+
+
+def test_nothing_waits_for_a_gpu():
+    ids, selected = torch.randint(5, SIZE, (20, 30)), torch.rand(20, 30) < 0.5
+    without_waiting(lambda: corrupt(ids, selected, MASK, SIZE, SPECIAL))
+
+
 def test_an_unknown_scheme_is_refused():
     with pytest.raises(ValueError, match="corruption '90-5-5' is not one of 80-10-10, 100-0-0"):
         corrupted("90-5-5")
+
+
+# ---- eligible ----
 
 
 def test_special_tokens_are_not_eligible():
     ids = torch.tensor([[2, 10, 1, 3, 0, 0]])
     expected = [[False, True, True, False, False, False]]
     assert eligible_positions(ids, [2, 3, 0]).tolist() == expected, "[CLS], [SEP] and [PAD] are never masked"
+    without_waiting(lambda: eligible_positions(ids, [2, 3, 0]))

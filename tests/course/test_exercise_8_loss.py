@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from waiting import without_waiting
 
 from train import mlm_loss
 
@@ -19,6 +20,9 @@ def example():
     return logits, labels
 
 
+# ---- loss ----
+
+
 def test_loss_is_the_negative_log_probability_of_the_hidden_tokens():
     logits, labels = example()
     p = logits.double().softmax(-1)
@@ -29,6 +33,9 @@ def test_loss_is_the_negative_log_probability_of_the_hidden_tokens():
         f"is {expected / 10:.2f}, one over all 24 places {expected / 24:.2f}, one over the 50 words "
         f"{expected / 50:.2f}"
     )
+
+
+# ---- correct ----
 
 
 def test_right_is_a_label_with_the_largest_logit():
@@ -57,6 +64,9 @@ def test_all_logits_equal_and_not_every_word_is_right():
     )
 
 
+# ---- loss ----
+
+
 def test_a_label_of_minus_100_asks_nothing():
     logits, labels = example()
     logits.requires_grad_()
@@ -70,6 +80,11 @@ def test_a_label_of_minus_100_asks_nothing():
     )
 
 
+def test_nothing_waits_for_a_gpu():
+    logits, labels = example()
+    without_waiting(lambda: mlm_loss(logits, labels))
+
+
 def test_word_0_is_a_word_like_any_other():
     logits = torch.zeros(2, 10, requires_grad=True)
     loss = mlm_loss(logits, torch.tensor([0, -100]))[0]
@@ -78,6 +93,9 @@ def test_word_0_is_a_word_like_any_other():
         f"ten equally likely words, label 0 at one place: log 10 = 2.303, not {loss.item():.3f}"
     )
     assert logits.grad[0].any(), "label 0 has a loss, so its logits have a gradient"
+
+
+# ---- numbers ----
 
 
 def test_a_step_without_masks_has_loss_zero_and_no_nan():

@@ -7,6 +7,8 @@ from torch import nn
 
 from train import learning_rate, make_optimizer
 
+# ---- two lines ----
+
 
 def test_the_first_step_already_learns():
     got = learning_rate(0, 100, 10, 2.0)
@@ -27,6 +29,9 @@ def test_learning_rate_rises_and_falls_in_straight_lines():
         assert rate == pytest.approx(expected), (
             f"step {step} of 100, warm-up 10, highest 2: expected {expected}"
         )
+
+
+# ---- edges ----
 
 
 def test_no_warm_up_starts_at_the_top():
@@ -54,18 +59,31 @@ class Small(nn.Module):
         self.decoder.weight = self.words.weight
 
 
+def made(model, *given):
+    """make_optimizer, with a word on the mistake that torch reports in its own language."""
+    try:
+        return make_optimizer(model, *given)
+    except ValueError as error:
+        pytest.fail(
+            f"AdamW was given a parameter twice ({error}): words.weight and decoder.weight are one matrix "
+            "under two names. model.parameters() lists it once; a loop over modules or state_dict() lists "
+            "it twice"
+        )
+
+
 def names(model, optimizer):
     """Names of the parameters that an optimiser was given, sorted."""
     known = {id(p): name for name, p in model.named_parameters()}
     return sorted(known[id(p)] for group in optimizer.param_groups for p in group["params"])
 
 
+# ---- groups ----
+
+
 def test_weight_decay_spares_biases_and_layer_norm():
     model = Small()
     decays = {
-        id(p): group["weight_decay"]
-        for group in make_optimizer(model, 1e-3, 0.3).param_groups
-        for p in group["params"]
+        id(p): group["weight_decay"] for group in made(model, 1e-3, 0.3).param_groups for p in group["params"]
     }
     got = decays.get(id(model.words.weight))
     assert got == 0.3, f"weight_decay is 0.3, for matrices and embeddings; words.weight has {got}"
@@ -76,13 +94,13 @@ def test_weight_decay_spares_biases_and_layer_norm():
 
 
 def test_the_learning_rate_is_the_one_asked_for():
-    rates = [group["lr"] for group in make_optimizer(Small(), 0.123).param_groups]
+    rates = [group["lr"] for group in made(Small(), 0.123).param_groups]
     assert set(rates) == {0.123}, f"lr is 0.123; the groups of parameters have {rates}"
 
 
 def test_weights_decay_apart_from_the_gradient():
     model = Small()
-    optimizer, before = make_optimizer(model, 0.1, 0.5), model.words.weight.detach().clone()
+    optimizer, before = made(model, 0.1, 0.5), model.words.weight.detach().clone()
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
@@ -108,4 +126,14 @@ def test_frozen_parameters_are_left_out():
     )
     assert got == expected, (
         f"words.weight is frozen, requires_grad is False: the optimiser gets {expected}, not {got}"
+    )
+
+
+def test_adamw_is_the_usual_one_and_fused():
+    group = made(Small(), 1e-3).param_groups[0]
+    got = {name: group[name] for name in ("betas", "maximize", "amsgrad")}
+    assert got == {"betas": (0.9, 0.999), "maximize": False, "amsgrad": False}, f"not torch's own: {got}"
+    assert group["fused"], (
+        "expected fused=True: all parameters are updated in one go. Without it AdamW reads its step "
+        "counter on the host, so that every step waits for the device"
     )

@@ -1,4 +1,4 @@
-"""The course kit: what a handout leaves out and what it keeps, the points it prints, and the bugs."""
+"""The course kit: what a handout leaves out and what it keeps, the points it prints, and the bug hunt."""
 
 import ast
 import re
@@ -10,6 +10,7 @@ import bugs
 import exercises
 import handout
 import pytest
+import wrong
 
 EXERCISES = exercises.EXERCISES
 
@@ -20,6 +21,13 @@ def copy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("handout") / "new"
     handout.main(["--out", str(folder)])
     return folder
+
+
+def pytest_in(folder, *options) -> list[str]:
+    """The lines that pytest prints in a handout, each without needless spaces."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
+    printed = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+    return [" ".join(line.split()) for line in printed.splitlines()]
 
 
 BEFORE = '''\
@@ -71,6 +79,9 @@ class Some(Base):
 '''
 
 
+# ---- what is left out ----
+
+
 def test_bodies_go_with_their_comments_and_every_other_byte_stays():
     messages = {"one": "Exercise 1", "Some.two": "Exercise 2"}
     assert handout.without_bodies(BEFORE, messages) == AFTER
@@ -83,21 +94,26 @@ def test_a_function_that_is_not_there_is_an_error():
         handout.without_bodies(BEFORE, {"Some.three": ""})
 
 
+def test_functions_are_put_in_the_place_of_others_and_the_rest_stays():
+    new = handout.with_functions(
+        AFTER, {"Some.two": "def two(self):\n    return 4", "one": "def one():\n    pass"}
+    )
+    assert "@decorated\ndef one():\n    pass\n\n# a comment" in new
+    assert "    def two(self):\n        return 4\n    def three(self): return 3" in new
+
+
 def functions(path):
     """{"function" or "Class.method": its syntax tree}"""
-    found = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        inside = node.body if isinstance(node, ast.ClassDef) else [node]
-        prefix = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
-        found |= {prefix + f.name: f for f in inside if isinstance(f, ast.FunctionDef)}
-    return found
+    found = handout.functions_of(path.read_text(encoding="utf-8"))
+    return {name: node for name, node in found.items() if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize("file", sorted({e.file for e in EXERCISES}))
 def test_a_handout_lacks_the_exercises_and_nothing_else(copy, file):
     solved, given = functions(handout.PROJECT / file), functions(copy / file)
     asked = {name: e for e in EXERCISES if e.file == file for name in e.functions}
-    assert given.keys() == solved.keys()
+    hidden = [*handout.PLAIN_LOSS, *(f"{name}.{method}" for name in handout.PLAIN_LOSS for method in METHODS)]
+    assert given.keys() - set(hidden) == solved.keys() - set(hidden)
     for name, node in given.items():
         if name in asked:
             *documentation, last = node.body
@@ -105,20 +121,75 @@ def test_a_handout_lacks_the_exercises_and_nothing_else(copy, file):
             assert f"Exercise {asked[name].number}:" in ast.unparse(last)
             assert ast.get_docstring(node) == ast.get_docstring(solved[name]), f"{name} lost its docstring"
             assert ast.dump(node.args) == ast.dump(solved[name].args), f"{name} lost its signature"
-        else:
+        elif name not in hidden:
             assert ast.dump(node) == ast.dump(solved[name]), f"{name} is no exercise and was changed"
+
+
+METHODS = ("apply", "forward", "backward")
+
+
+def test_the_projects_own_loss_is_not_in_a_handout_and_gives_the_same(copy):
+    """It computes by hand what exercises 5 and 8 ask for."""
+    given = (copy / "train.py").read_text(encoding="utf-8")
+    assert "log_sum" not in given and "ctx.save_for_backward" not in given
+    for file, words in handout.LEFT_OUT.items():
+        text = (copy / file).read_text(encoding="utf-8")
+        assert not any(word in text for word in words), f"{file} tests what a handout does not have"
+
+    import torch
+
+    import train
+
+    space = {"torch": torch, "masking": train.masking, "mlm_loss": train.mlm_loss}
+    exec(handout.PLAIN_LOSS["MaskedLoss"], space)
+    logits = torch.randn(3, 4, 30, requires_grad=True)
+    labels = torch.randint(0, 30, (3, 4)).masked_fill(torch.rand(3, 4) < 0.4, -100)
+    results = []
+    for loss in (space["MaskedLoss"], train.MaskedLoss):
+        value, correct, entropy = loss.apply(logits, labels)
+        results.append([value, correct, entropy, *torch.autograd.grad(value, logits)])
+    for one, other in zip(*results, strict=True):
+        assert torch.allclose(one.detach().float(), other.detach().float(), atol=1e-4)
 
 
 def test_a_handout_has_what_students_need_and_no_answers(copy):
     course = {path.relative_to(copy).as_posix() for path in (copy / "tests/course").iterdir()}
-    assert course == {"tests/course/exercises.py", *(e.tests for e in EXERCISES)}, "more or fewer than needed"
-    for file in ("requirements.txt", "tests/conftest.py", "tests/test_model_encoder.py"):
+    given = {"tests/course/exercises.py", "tests/course/waiting.py", *(e.tests for e in EXERCISES)}
+    assert course == given, "more or fewer than needed"
+    needed = (
+        "requirements.txt",
+        "tests/conftest.py",
+        "tests/lab/curves.py",
+        "check_submission.py",
+        "answers.md",
+    )
+    for file in needed:
         assert (copy / file).is_file(), f"a handout lacks {file}"
     sheet = (copy / "README.md").read_text(encoding="utf-8")
+    flat = " ".join(sheet.split())
     for e in EXERCISES:
         for text in (e.title, e.command, e.hint, e.question, *e.functions):
-            assert text in sheet, f"the assignment sheet lacks {text!r}"
+            assert text in flat, f"the assignment sheet lacks {text!r}"
+        assert e.question in " ".join((copy / "answers.md").read_text(encoding="utf-8").split())
     assert "handout.py" not in sheet, "a command of a file that a handout does not have"
+
+
+def test_the_sheet_follows_the_selection(tmp_path):
+    handout.main(["--only", "1-2,9", "--student", "s123", "--out", str(tmp_path / "some")])
+    sheet = (tmp_path / "some/README.md").read_text(encoding="utf-8")
+    assert "## Assignment: 3 exercises, 20 points" in sheet and "For: s123" in sheet
+    assert "Allow 2.5 hours" in " ".join(sheet.split()) and "question 9 a model" in sheet
+    tests = {path.name for path in (tmp_path / "some/tests/course").glob("test_exercise_*.py")}
+    assert tests == {EXERCISES[i].tests.split("/")[-1] for i in (0, 1, 8)}
+    assert (tmp_path / "some/masking.py").read_text(encoding="utf-8") == handout.read("masking.py")
+    answers = (tmp_path / "some/answers.md").read_text(encoding="utf-8")
+    assert "Student: s123" in answers and "## 9. Schedule" in answers and "## 3." not in answers
+
+
+@pytest.mark.parametrize("numbers", ["0", "12", "1-", "a", "4-40"])
+def test_a_selection_that_is_none_is_refused(numbers, tmp_path):
+    with pytest.raises(SystemExit, match="handout.py: --only"):
+        handout.main(["--only", numbers, "--out", str(tmp_path / "new")])
 
 
 def test_the_command_of_the_sheet_selects_one_exercise():
@@ -132,32 +203,44 @@ def test_the_command_of_the_sheet_selects_one_exercise():
     )
 
 
-def test_points_are_the_share_of_tests_that_pass(copy, tmp_path):
+# ---- points ----
+
+
+@pytest.mark.parametrize("e", EXERCISES, ids=lambda e: e.title)
+def test_every_test_belongs_to_a_concept_and_every_concept_has_tests(e):
+    found = exercises.sections(handout.PROJECT / e.tests)
+    assert set(found.values()) == {concept.title for concept in e.concepts}
+    core = [concept for concept in e.concepts if concept.core]
+    assert core and sum(concept.points for concept in e.concepts if not concept.core) <= 0.7 * e.points
+
+
+def test_points_are_those_of_the_concepts_and_half_at_most_without_the_core():
+    e = EXERCISES[4]
+    everything = [concept.title for concept in e.concepts]
+    assert e.score(everything) == e.points == 15
+    assert e.score(["numbers", "care"]) == 5
+    assert e.score([title for title in everything if title != "precision"]) == 14
+    assert e.score([title for title in everything if title != "entropy"]) == 7, "11 points, and half is 7"
+
+
+def test_the_first_run_of_a_handout_is_a_line_for_each_exercise(copy):
+    lines = pytest_in(copy)
+    start = next(i for i, line in enumerate(lines) if "points ===" in line)
+    assert lines[start + 1] == "exercise 1 Attention 0 of 10 points, not written yet"
+    assert lines[start + 12] == "total 0 of 100 points"
+    assert len(lines) < 25, "a page of tracebacks is no welcome:\n" + "\n".join(lines)
+
+
+def test_points_of_a_handout_in_which_some_is_solved(copy, tmp_path):
     shutil.copytree(copy, tmp_path / "student")
-    some = {"rule_sample": "Exercise 6: Selection"}  # three of the 13 tests of exercise 6 need it
+    some = {"rule_sample": "Exercise 6: Selection", "rule_mid": "Exercise 6: Selection"}
     masking = handout.without_bodies(handout.read("masking.py"), some)
     (tmp_path / "student/masking.py").write_text(masking, encoding="utf-8")
-    chosen = "exercise_5_ or exercise_6_ or exercise_8_"
-    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-p", "no:cacheprovider", "-k", chosen]
-    printed = subprocess.run(command, cwd=tmp_path / "student", capture_output=True, text=True).stdout
-    lines = [" ".join(line.split()) for line in printed.splitlines()]
-    assert "exercise 5 Entropy 15 of 15 points, 15 of 15 tests pass" in lines, printed
-    assert "exercise 6 Selection 15 of 20 points, 10 of 13 tests pass" in lines, printed
-    assert "exercise 8 Loss 0 of 5 points, 0 of 10 tests pass" in lines, printed
-    assert "total 30 of 40 points" in lines, printed
-
-
-class Report:
-    def __init__(self, test):
-        self.nodeid = f"tests/course/test_exercise_5_entropy.py::{test}"
-
-
-def test_a_test_with_one_failing_case_and_a_test_that_did_not_run_give_no_points():
-    stats = {"passed": [Report("test_a[1]"), Report("test_b")], "failed": [Report("test_a[2]")]}
-    assert "1 of  15 points, 1 of 15 tests" in exercises.scoreboard(stats)[0]
-    stats = {"passed": [Report("test_a")], "skipped": [Report("test_b")]}
-    assert "1 of  15 points, 1 of 14 tests" in exercises.scoreboard(stats)[0], "a skipped test does not count"
-    assert exercises.scoreboard({"passed": []}) == []
+    lines = pytest_in(tmp_path / "student", "-k", "exercise_5_ or exercise_6_ or exercise_8_")
+    assert "exercise 5 Entropy 15 of 15 points, all there" in lines, lines
+    assert "exercise 6 Selection 10 of 20 points, to do: mid, sample (core)" in lines, lines
+    assert "exercise 8 Loss 0 of 5 points, not written yet" in lines, lines
+    assert "total 25 of 40 points" in lines, lines
 
 
 def test_all_exercises_make_100_points():
@@ -166,10 +249,13 @@ def test_all_exercises_make_100_points():
 
 def test_the_page_for_teachers_agrees_with_the_tables():
     page = handout.read("tests/course/README.md")
-    rows = re.findall(r"^\| (\d+) \| ([^|]+) \| [^|]+ \| [\d.]+ \| (\d+) \|$", page, re.M)
-    assert rows == [(str(e.number), e.title, str(e.points)) for e in EXERCISES]
-    assert f"{sum(len(e.functions) for e in EXERCISES)} functions have lost their bodies" in page
-    assert f"one real bug of {len(bugs.BUGS)}\n" in page
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \| [^|]+ \| ([\d.]+) \| (\d+) \|$", page, re.M)
+    assert rows == [(str(e.number), e.title, f"{e.hours:g}", str(e.points)) for e in EXERCISES]
+    flat = " ".join(page.split())
+    assert f"{sum(len(e.functions) for e in EXERCISES)} functions have lost their bodies" in flat
+    assert f"{sum(e.hours for e in EXERCISES):g} hours" in flat
+    assert f"of {len(bugs.BUGS)} real bugs" in flat
+    assert f"{len(wrong.WRONG)} wrong implementations" in flat
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
@@ -179,7 +265,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-# ---- find the bug ----
+# ---- the bug hunt ----
 
 
 @pytest.mark.parametrize("bug", bugs.BUGS, ids=lambda bug: bug.title)
@@ -191,25 +277,45 @@ def test_the_right_text_of_a_bug_occurs_exactly_once(bug):
         bug.apply("nothing here")
 
 
-def test_a_copy_with_a_bug_differs_in_one_place_and_says_not_where(tmp_path, capsys):
-    handout.main(["--bug", "3", "--out", str(tmp_path / "bug")])
-    wrong = {}
-    for path in (tmp_path / "bug").rglob("*.*"):
-        name = path.relative_to(tmp_path / "bug")
-        if path.is_file() and path.read_bytes() != (handout.PROJECT / name).read_bytes():
-            wrong[name.as_posix()] = path.read_text(encoding="utf-8")
-    bug = bugs.BUGS[2]
-    assert wrong.keys() == {bug.file, "README.md"}
-    assert wrong[bug.file] == bug.new.join(handout.read(bug.file).split(bug.old))
-    assert "## Find the bug" in wrong["README.md"] and bug.title not in wrong["README.md"]
-    assert not {"bugs.py", "handout.py"} & {path.name for path in tmp_path.rglob("*")}
-    assert bug.title not in capsys.readouterr().out
+def test_a_students_two_bugs_are_always_the_same_and_in_two_files():
+    pairs = [bugs.drawn(f"student {i}") for i in range(200)]
+    assert all(one.file != other.file for one, other in pairs)
+    assert pairs == [bugs.drawn(f"student {i}") for i in range(200)]
+    assert {bug.title for pair in pairs for bug in pair} == {bug.title for bug in bugs.BUGS}
+    assert len({tuple(bug.title for bug in pair) for pair in pairs}) > 60, "neighbours have different bugs"
 
 
-def test_the_answer_is_a_diff(capsys):
-    handout.main(["--bug", "11", "--show"])
+def test_a_hunt_has_no_tests_no_formulas_and_says_not_where(tmp_path, capsys):
+    handout.main(["--hunt", "--student", "anna", "--out", str(tmp_path / "hunt")])
+    found = bugs.drawn("anna")
+    files = {path.relative_to(tmp_path / "hunt").as_posix() for path in (tmp_path / "hunt").rglob("*.*")}
+    programs = {"model.py", "masking.py", "train.py", *(bug.file for bug in found)}
+    assert files == programs | {"README.md", "requirements.txt"}
+    text = (tmp_path / "hunt/README.md").read_text(encoding="utf-8") + capsys.readouterr().out
+    for bug in found:
+        assert bug.symptom in " ".join(text.split())
+        assert bug.title not in text and bug.tests not in text
+    for file in programs:
+        for node in functions(tmp_path / "hunt" / file).values():
+            assert ast.get_docstring(node) is None
+
+
+def test_two_copies_differ_nearly_everywhere():
+    one, other = (bugs.disguised(handout.read("masking.py"), student).splitlines() for student in ("a", "b"))
+    bodies = [line for line in one if line.startswith("    ")]
+    assert len(one) == len(other)
+    assert sum(line not in other for line in bodies) > 0.3 * len(bodies)
+
+
+def test_a_disguised_program_computes_the_same():
+    files = {file: bugs.disguised(handout.read(file), "carl") for file in handout.PROGRAMS}
+    found = handout.outcomes({e.tests for e in EXERCISES}, files)
+    assert {outcome for outcomes in found.values() for outcome in outcomes} == {"PASSED"}
+
+
+def test_the_answer_is_a_diff_for_each_bug(capsys):
+    handout.main(["--hunt", "--student", "anna", "--show"])
     printed = capsys.readouterr().out
-    assert "Schedule off by one" in printed and "test_exercise_9_schedule.py" in printed
-    assert (
-        "-    return highest * min((step + 1) /" in printed and "+    return highest * min(step /" in printed
-    )
+    for bug in bugs.drawn("anna"):
+        assert bug.title in printed and bug.tests in printed
+    assert printed.count("+++ ") == 2

@@ -115,6 +115,9 @@ def line_chart(
     ys += [y for line_bars in bars.values() for ends in line_bars for y in ends]
     x_low = min(xs)
     x_high = max(xs) if max(xs) > x_low else x_low + 1  # a single point has no width
+    beside = 0.03 * (x_high - x_low) if bars else 0.0  # dots and bars stand clear of the axis
+    x_low -= beside
+    x_high += beside
     margin = 0.05 * (max(ys) - min(ys)) if max(ys) > min(ys) else 0.5  # a flat line has no height
     y_low = min(ys) - margin
     y_high = max(ys) + margin

@@ -28,10 +28,10 @@ BOOKKEEPING = ("out", "cache", "resume", "device", "compile", "eval_every", "acc
 class Run:
     """What a folder says of a run: an entry per evaluation in the columns, nats per token, real seconds."""
 
-    name: str
+    name: str  # short, and another for each of the runs that are shown
     folder: Path
     options: dict
-    floor: float  # unigram loss of the exam, nats per token
+    unigram_loss: float  # of the exam, nats per token
     text: str  # key of the tokenised text, which follows from corpus and vocabulary
     columns: dict  # of COLUMNS: lists of equal length, all numbers finite
     left_out: int  # evaluations with something that is no finite number
@@ -50,7 +50,7 @@ def read_run(folder: Path) -> Run:
     try:
         record = json.loads((folder / "args.json").read_text(encoding="utf-8"))
         options = dict(record["options"])
-        floor = float(record["unigram_floor"])
+        unigram_loss = float(record["unigram_floor"])
         text = str(record["text"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}/args.json is not one of train.py or distill.py ({error!r})") from None
@@ -74,7 +74,7 @@ def read_run(folder: Path) -> Run:
                 columns[name].append(number)
     if not columns["step"]:
         raise ValueError(f"{folder}/log.csv holds no evaluation with a finite held-out loss")
-    return Run("", folder, options, floor, text, columns, left_out)  # give_names needs all runs
+    return Run("", folder, options, unigram_loss, text, columns, left_out)  # give_names needs all runs
 
 
 def give_names(runs: list[Run]):
@@ -111,7 +111,7 @@ def warnings_of(first: Run, run: Run) -> list[str]:
     Text keys alone say less: a vocabulary that was learned and one that was given make two keys of one text.
     """
     found = []
-    other_exam = abs(first.floor - run.floor) > 1e-3
+    other_exam = abs(first.unigram_loss - run.unigram_loss) > 1e-3
     other_rows = first.options.get("seq_len") != run.options.get("seq_len")
     if vocabulary(first) != vocabulary(run):
         found.append("another vocabulary: a nat per token is of other tokens")
@@ -126,7 +126,7 @@ def warnings_of(first: Run, run: Run) -> list[str]:
 
     other = [name for name in SCHEDULE if first.options.get(name) != run.options.get(name)]
     if other:
-        changes = ", ".join(f"{option(name)} {run.options.get(name)}" for name in other)
+        changes = ", ".join(typed(name, run.options.get(name)) for name in other)
         before = ", ".join(str(first.options.get(name)) for name in other)
         found.append(f"another schedule: {changes} (there {before})")
     return found
@@ -143,12 +143,18 @@ def differences(first: Run, run: Run) -> str:
     names = [*first.options, *(name for name in run.options if name not in first.options)]
     other = [name for name in names if first.options.get(name) != run.options.get(name)]
     changed = [name for name in other if name not in (*BOOKKEEPING, *SCHEDULE)]
-    return " ".join(f"{option(name)} {run.options.get(name)}" for name in changed)
+    return " ".join(typed(name, run.options.get(name)) for name in changed)
 
 
-def option(name: str) -> str:
-    """ "from_" -> "--from": an option as it is typed."""
-    return "--" + name.strip("_").replace("_", "-")
+def typed(name: str, value) -> str:
+    """An option as one types it: "from_", "runs/a" -> "--from runs/a"; "(no --from)" for an empty one."""
+    option = "--" + name.strip("_").replace("_", "-")
+    if value is None or value is False or value in ("", []):  # 0 is a value
+        return f"(no {option})"
+    if value is True:
+        return option
+    words = value if isinstance(value, list) else [value]
+    return " ".join([option, *map(str, words)])
 
 
 # ---- what is shown ----
@@ -230,14 +236,14 @@ def picture(runs: list[Run], by: str) -> str:
     """The held-out losses as an SVG picture, with a dashed line for each unigram loss."""
     colours = list(COLOURS)
     lines = {}
-    floors = {}
+    levels = {}
     for i, run in enumerate(runs):
         lines[run.name] = (colours[i % len(colours)], run.columns[by], run.columns["held_out_loss"])
-        if all(abs(run.floor - known) > 1e-3 for known in floors.values()):
-            floors[f"unigram loss of {run.name}"] = run.floor
-    if len(floors) == 1:
-        floors = {"unigram loss": runs[0].floor}
-    return line_chart("Held-out loss", lines, X_LABELS[by], "nats per token", dashed=floors)
+        if all(abs(run.unigram_loss - known) > 1e-3 for known in levels.values()):
+            levels[f"unigram loss of {run.name}"] = run.unigram_loss
+    if len(levels) == 1:
+        levels = {"unigram loss": runs[0].unigram_loss}
+    return line_chart("Held-out loss", lines, X_LABELS[by], "nats per token", dashed=levels)
 
 
 def main(argv=None):

@@ -2,8 +2,8 @@
 
 import re
 
-# Dense bfloat16 peaks in FLOP/s, from the vendors' data sheets. A card has all words of its line in its name;
-# the first such line counts, so that a slower variant stands above the plain name.
+# Dense bfloat16 peaks in FLOP/s (T4, V100: float16), from the vendors' data sheets. A card has all words
+# of its line in its name; the first such line counts, so that a slower variant stands above the plain name.
 PEAKS = (
     (("H100", "PCIE"), 756e12),
     (("H100", "NVL"), 835e12),
@@ -13,6 +13,8 @@ PEAKS = (
     (("A100",), 312e12),
     (("L40S",), 362e12),
     (("L4",), 121e12),
+    (("T4",), 65e12),
+    (("V100",), 125e12),
     (("4090",), 165e12),
     (("3090",), 71e12),
 )

@@ -180,16 +180,17 @@ def border_figure() -> str:
     lines = {}
     bars = {}
     shown = (
-        (MEMORY, "memory", "violet"),
-        ("sample", "sample", "green"),
-        ("focal, 1", "focal loss", "orange"),
+        (MEMORY, "memory", "violet", "pink"),
+        ("sample", "sample", "green", "teal"),
+        ("focal, 1", "focal loss", "orange", "olive"),
     )
-    for arm, name, colour in shown:
-        for noise in (False, True):
+    for number, (arm, name, *colours) in enumerate(shown):
+        for noise, colour in zip((False, True), colours, strict=True):
             shares, means, intervals = border_lines(arm, noise)
             if shares:
                 title = f"{name}, noise" if noise else name
-                lines[title] = (colour, shares, means)
+                beside = [share + 0.5 * (number - 1) for share in shares]  # bars must not hide each other
+                lines[title] = (colour, beside, means)
                 bars[title] = intervals
     if not lines:
         return ""

@@ -3,12 +3,13 @@
 import itertools
 import json
 import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 
 import chart
 import curves
 import pytest
-from conftest import SMALL, killed_in_step, launch, launch_distillation
+from conftest import PROJECT, SMALL, killed_in_step, launch, launch_distillation
 
 SVG = "{http://www.w3.org/2000/svg}"
 FLOOR = 6.25
@@ -149,6 +150,22 @@ def test_what_the_experiment_is_about_is_said_and_is_no_warning(write_run, capsy
     assert "    two: --masking self --select high --from runs/a --seed 1\n    again: none\n" in printed
 
 
+@pytest.mark.parametrize(
+    "first, second, words",
+    [
+        ({}, {"whole_word": True}, "--whole-word"),
+        ({"whole_word": True}, {"whole_word": False}, "(no --whole-word)"),
+        ({"corpus": []}, {"corpus": ["a.txt", "b.txt"]}, "--corpus a.txt b.txt"),
+        ({"corpus": ["a.txt"], "from_": "x"}, {"corpus": [], "from_": ""}, "(no --corpus) (no --from)"),
+        ({"kd_alpha": 0.5}, {}, "(no --kd-alpha)"),
+        ({}, {"kd_alpha": 0.0}, "--kd-alpha 0.0"),
+    ],
+)
+def test_options_that_differ_are_written_as_one_types_them(write_run, capsys, first, second, words):
+    show(write_run("one", **first), write_run("two", **second))
+    assert f"    two: {words}\n" in capsys.readouterr().out
+
+
 # ---- the picture ----
 
 
@@ -263,6 +280,24 @@ def test_runs_of_both_programs_are_read_as_they_are_and_also_interrupted(
     assert table["killed"]["masks"] == "sample of blank entropy, 15%"
     assert [len(line) for line in polylines(svg)] == [3, 2, 3]
     assert "WARNING" not in printed, "all three read the same text under the same vocabulary"
+
+
+def test_the_line_that_a_second_run_prints_shows_both(corpus, cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = ["--corpus", corpus, "--cache", cache, *SMALL, "--masking", "random"]
+    launch(*text, "--out", "runs/first run")
+    assert "curves.py" not in capsys.readouterr().out, "nothing to compare yet"
+    launch(*text, "--seed", 1, "--out", "runs/second")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "curves.py" in line]
+    command = shlex.split(line)
+    assert command[:2] == ["python", "tests/lab/curves.py"]
+    assert (PROJECT / command[1]).is_file()
+
+    curves.main(command[2:])
+    printed = capsys.readouterr().out
+    assert list(table_of(printed)) == ["first run", "second"], "the difference is the new run's"
+    assert "    second: --seed 1\n" in printed and "WARNING" not in printed
+    assert len(polylines(ElementTree.parse("curves.svg").getroot())) == 2
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ CARDS = {
     "NVIDIA L40S": 362e12,
     "NVIDIA L40": None,
     "NVIDIA GeForce RTX 3090 Ti": 71e12,
-    "Tesla T4": None,
+    "Tesla T4": 65e12,
+    "Tesla V100-SXM2-16GB": 125e12,
+    "NVIDIA T400 4GB": None,
     "x86_64": None,
 }
 
