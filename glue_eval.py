@@ -167,7 +167,8 @@ QUOTED_CELL = re.compile(r'(?:\A|(?<=[\t\n]))"(?:[^"]|"")*"(?=[\t\r\n]|\Z)')
 def split_cells(text: str, task: Task) -> list:
     """The cells of every line of a TSV file. Quotes are text: GLUE's sentences hold single ones.
 
-    Other files, where every quote is that of a CSV writer, which doubles those inside a cell, are undone.
+    In a file of your own or of `datasets` they are undone if all are a CSV writer's, which doubles those
+    inside a cell.
     """
     quoted = text.startswith('"')
     by_writer = not task.archive or quoted or "idx" in text.partition("\n")[0].split("\t")
@@ -438,7 +439,6 @@ def write_submission(path: Path, labels, guess: np.ndarray):
 
 
 # ---- the run ----
-
 
 # What decides a score besides the settings; an edit anywhere here makes the finished results old.
 CODE = (as_pair, ratio, accuracy, f1_score, matthews_corrcoef, pearsonr, spearmanr, encode, length_batches)
