@@ -172,6 +172,12 @@ def test_a_handout_has_what_students_need_and_no_answers(copy):
             assert text in flat, f"the assignment sheet lacks {text!r}"
         assert e.question in " ".join((copy / "answers.md").read_text(encoding="utf-8").split())
     assert "handout.py" not in sheet, "a command of a file that a handout does not have"
+    assert "## The idea" in sheet and sheet.startswith("# "), "README's idea is kept"
+    for path in copy.rglob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        for number in ("4.930", "6.261", "9.01", "1,048,576"):
+            assert number not in text, f"{path} answers a question: {number}"
+    assert not list(copy.glob("tests/lab/**/*.csv")), "results of the lab answer question 6"
 
 
 def test_the_sheet_follows_the_selection(tmp_path):
