@@ -201,17 +201,20 @@ def read_split(path: Path, task: Task):
         if not any(cells):
             continue
         if unlabelled:
-            cells = [*cells, *[""] * len(names)]
+            cells = cells + [""] * len(names)  # what is missing counts as empty
         elif len(cells) != len(names) or cells[columns[-1]] == "-":  # MultiNLI: the annotators disagreed
             skipped += 1
             continue
         texts.append(tuple(cells[i] for i in columns[: len(task.text)]))
         if not unlabelled:
             label = cells[columns[-1]]
-            if not (label in classes if task.labels else SCORE_PATTERN.fullmatch(label)):
+            if label in classes:
+                labels.append(classes[label])
+            elif not task.labels and SCORE_PATTERN.fullmatch(label):
+                labels.append(float(label))
+            else:
                 expected = " or ".join(task.labels) or "a number from 0 to 5"
                 raise ValueError(f"{path}, line {number}: label {label!r} is not {expected}")
-            labels.append(classes[label] if task.labels else float(label))
     if skipped:
         print(f"{path}: {skipped:,} rows with too many or too few columns, or without a label, are skipped")
     if not texts:
@@ -386,9 +389,8 @@ def finetune(model, rows, labels, key, o, title: str):
             group["lr"] = learning_rate(step, len(batches), round(0.1 * len(batches)), o.lr)
         loss = update(model, optimizer, scaler, [rows[i] for i in index], labels[index], o)
         if step % 50 == 49 or step == len(batches) - 1:  # to read a number is to wait for the GPU
-            if (
-                not loss.isfinite() or scaler.get_scale() < 1
-            ):  # overflows halved the scale from 2^16 to below 1
+            # the scale began at 2^16, and each overflow of float16 halved it
+            if not loss.isfinite() or scaler.get_scale() < 1:
                 raise ValueError(f"{title}: diverged at step {step + 1}; try a lower --lr or --dtype float32")
             bar.set_postfix_str(f"loss {loss.item():.3f}")
     model.eval()
@@ -490,7 +492,8 @@ def evaluate(o):
 
 def pack_submission(o, record: dict):
     """One zip of this program's answers to GLUE's test files, of which gluebenchmark.com wants all."""
-    names = [name for name in SUBMISSION if f"{o.answers.name}/{name}.tsv" in record["answers"]]
+    names = [name for name in SUBMISSION if (o.answers / f"{name}.tsv").is_file()]
+    names = [name for name in names if f"{o.answers.name}/{name}.tsv" in record["answers"]]
     if names:
         with zipfile.ZipFile(f"{o.answers}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for name in names:
@@ -539,9 +542,10 @@ def evaluate_task(name: str, splits: dict, o, tokenizer, record: dict):
     (o.answers if o.predict else o.out).mkdir(parents=True, exist_ok=True)
     dev = {stem: y for stem, (_, y) in splits.items() if stem.startswith("dev")}
     due = {}  # {split: its file of answers} where there is none, or one to other rows
-    for stem, (texts, y) in splits.items():
+    for stem in [stem for stem, (_, y) in splits.items() if y is None]:
         file = f"{o.answers.name}/{ANSWERS.get(stem, name)}.tsv"
-        if y is None and not (record["answers"].get(file) == fingerprint(texts) and (o.out / file).is_file()):
+        is_current = record["answers"].get(file) == fingerprint(splits[stem][0])
+        if not (is_current and (o.out / file).is_file()):
             due[stem] = file
 
     rows = {}  # tokenised only where something is left to do
@@ -568,7 +572,7 @@ def evaluate_task(name: str, splits: dict, o, tokenizer, record: dict):
         scores = score(TASKS[name].metrics, dev, guesses)
         one_answer = any(len(set(guesses[stem])) == 1 for stem in dev)
         facts = {"one_answer": one_answer, "train_rows": len(rows["train"]), "seconds": seconds}
-        results[str(seed)] = {"scores": scores, **facts}
+        results[str(seed)] = {"scores": scores} | facts
         write_json(o.out / "glue.json", record)
         values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in scores.items())
         print(f"{title}: {values} ({seconds} s)", "!" if one_answer else "")

@@ -146,6 +146,8 @@ def test_an_unknown_label_names_file_and_line(read):
     wanted = r"RTE.train\.tsv, line 3: label 'maybe' is not entailment or not_entailment"
     with pytest.raises(ValueError, match=wanted):
         read("RTE", "train", RTE + "0\tA\tB\tentailment\n1\tA\tB\tmaybe\n")
+    with pytest.raises(ValueError, match=r"CoLA.train\.tsv, line 2: label '2' is not 0 or 1"):
+        read("CoLA", "train", "gj04\t1\t\tFirst.\ngj04\t2\t\tSecond.\n")  # its first line is a row
 
 
 @pytest.mark.parametrize("text", [RTE, RTE + "\n\n", RTE + "0\tA\n"])

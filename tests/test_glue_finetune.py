@@ -416,6 +416,10 @@ def test_the_zip_holds_answers_of_this_program_to_glue_alone(evaluate, data, mon
     evaluate("--tasks", "Mine", "RTE", "--predict", data_dir=tmp_path / "mine")
     with zipfile.ZipFile(folder.with_suffix(".zip")) as archive:
         assert archive.namelist() == ["RTE.tsv"]
+    (folder / "RTE.tsv").unlink()
+    folder.with_suffix(".zip").unlink()
+    evaluate("--tasks", "Mine", "--predict", data_dir=tmp_path / "mine")
+    assert not list((tmp_path / "out").glob("*.zip")), "RTE's answers are gone"
 
 
 def test_a_task_without_a_file_to_answer_makes_no_zip(evaluate, data, tmp_path):
