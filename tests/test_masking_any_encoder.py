@@ -500,8 +500,12 @@ def test_nothing_waits_for_a_gpu(whole_words):
     tokenizer = word_tokenizer(WORDS)
     batch = batch_of_rows([40, 31, 5])
     word_start = batch["input_ids"] % 4 > 0 if whole_words else None
+    tables = {"eligible": torch.arange(PADDED) % 5 > 0}
+    if whole_words:
+        tables["word_start"] = torch.arange(PADDED) % 4 > 0
     with NoSync():
         mask_batch(model, batch, tokenizer, word_start=word_start)
+        mask_batch(model, batch, tokenizer, "mid", generator=torch.Generator(), return_entropy=True, **tables)
 
 
 # ---- wrong use gets one sentence ----
