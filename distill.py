@@ -68,9 +68,9 @@ def kd_loss(student_logits, teacher_logits, labels, temperature: float) -> torch
     The gradient at a student's logit is T (q_v - p_v), and q - p shrinks as 1 / T: T^2 keeps the size of the
     gradient about the same whatever T is (Hinton et al. 2015, section 2).
     """
-    kind = torch.promote_types(student_logits.dtype, torch.float32)
-    log_q = (student_logits.to(kind) / temperature).log_softmax(-1)
-    log_p = (teacher_logits.to(kind) / temperature).log_softmax(-1)
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    log_q = (student_logits.to(dtype) / temperature).log_softmax(-1)
+    log_p = (teacher_logits.to(dtype) / temperature).log_softmax(-1)
     p = log_p.exp()
     kl = (p * (log_p - log_q)).masked_fill(p == 0, 0).sum(-1)  # 0 x -inf would be NaN
     return temperature**2 * kl.masked_fill(labels == IGNORE, 0).sum()
@@ -292,11 +292,11 @@ class Distillation(train.Pretraining):
             with torch.no_grad():
                 wanted = self.teacher(ids, places=places)
             logits = self.model(ids, places=places)
-        cross_entropy, right, entropy = train.MaskedLoss.apply(logits, labels, self.compiled_loss)
+        cross_entropy, correct, entropy = train.MaskedLoss.apply(logits, labels, self.compiled_loss)
         kl = kd_loss(logits, wanted, labels, temperature)
         loss = (1 - alpha) * cross_entropy + alpha * kl
         agreed = (logits.argmax(-1) == wanted.argmax(-1)) & (labels != IGNORE)
-        sums = {"loss": loss.detach(), "accuracy": right, "cross_entropy": cross_entropy.detach()}
+        sums = {"loss": loss.detach(), "accuracy": correct, "cross_entropy": cross_entropy.detach()}
         sums |= {"kl": kl.detach() / temperature**2, "agreement": agreed.sum()}
         return loss, sums, entropy
 

@@ -39,6 +39,7 @@ def prediction_entropy(logits: torch.Tensor) -> torch.Tensor:
 
     In nats, 0 <= H <= log V, float32. The row's maximum is taken off first: softmax does not see it, and
     large logits then neither overflow nor cancel. A logit of -inf is a word that cannot be: it adds 0.
+    Like `blank_entropy` (with a width) and `corrupt`, this waits for no GPU: no boolean indices, no .item().
     """
     z = logits.float()
     z = (z - z.amax(-1, keepdim=True)).clamp_min_(torch.finfo(z.dtype).min)  # 0 * -inf would be NaN
@@ -70,15 +71,9 @@ def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """One forward pass of input_ids [B, T]; the logits at places [B, c] alone: [B, c, V].
 
     Most of the work of a small model is its last layer, so only these places should reach it; gradients are
-    those of the full logits. `inputs` go to the model. Raises ValueError where it does not take them.
+    those of the full logits. `inputs` go to the model.
     """
-    inner = _inside(model)
-    taken = signature(inner.forward).parameters.values()
-    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in taken):
-        unknown = set(inputs) - {parameter.name for parameter in taken}
-        if unknown:
-            raise ValueError(f"{type(inner).__name__} takes no {', '.join(unknown)}: leave that out")
-    if "places" in signature(inner.forward).parameters:  # this project's models
+    if "places" in signature(_inside(model).forward).parameters:  # this project's models
         return model(input_ids, places=places, **inputs)
     return _foreign_logits_at(model, places, input_ids, inputs)
 
@@ -124,35 +119,31 @@ def _inside(model):
 def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """The entropy of the model's predictions at places [B, c] of input_ids [B, T]: [B, c], nats.
 
-    A few rows at a time, which the inputs that have B rows share; but all in one pass where other processes
-    take part in a pass, who would wait for each other, or where an input has neither B rows nor one.
+    A few rows at a time, with their part of the inputs that have B rows; but all at once where an input has
+    neither B rows nor one, and where processes compute a pass together and would wait for each other.
     """
     if isinstance(model, WRAPPERS):
         model = model.module  # its forward would communicate
     count, length = input_ids.shape
     inputs = {name: value for name, value in inputs.items() if value is not None}
-    sizes = [len(value) for value in inputs.values() if torch.is_tensor(value) and value.dim() > 0]
-    together = any(
-        base.__module__.startswith(("torch.distributed", "torch.nn.parallel"))
-        for module in model.modules()
-        for base in type(module).__mro__
-    )
+    tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}
+    by_row = {name: value for name, value in tensors.items() if value.shape[:1] == (count,)}
+    classes = [base for module in model.modules() for base in type(module).__mro__]
+    together = any(base.__module__.startswith(("torch.distributed", "torch.nn.parallel")) for base in classes)
+
     # Memory goes into the logits, of 1,024 tokens on a CPU (125 MB with 30,522 words); if few are asked for,
     # into the encoder, where 16 tokens need about as much.
     tokens = 1024 if input_ids.device.type == "cpu" else 16384
     rows = max(1, tokens // max(places.shape[1], length // 16))
-    if together or not set(sizes) <= {1, count}:
+    if together or not {value.shape[:1] for value in tensors.values()} <= {(), (1,), (count,)}:
         rows = count
 
     entropy = []
     with evaluating(model):
         for start in range(0, count, rows):
             part = slice(start, start + rows)
-            given = dict(inputs)
-            for name, value in inputs.items():
-                if torch.is_tensor(value) and value.shape[:1] == (count,):
-                    given[name] = value[part]
-            logits = logits_at(model, places[part], input_ids[part], **given)
+            cut = {name: value[part] for name, value in by_row.items()}
+            logits = logits_at(model, places[part], input_ids[part], **(inputs | cut))
             pieces = logits.flatten(0, 1).split(max(1, slice_size(logits.device) // logits.shape[-1]))
             entropy += [prediction_entropy(piece) for piece in pieces]
     return torch.cat(entropy).view(places.shape)
@@ -256,8 +247,8 @@ def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
 
 
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
-# score are masked, equal scores in random order; outside of it entropies mean nothing. A new rule is one
-# function here and one entry in RULES.
+# score are masked, equal scores in random order; outside of it entropies mean nothing. It waits for no GPU:
+# no boolean indices, no .item(), no .tolist(). A new rule is one function here and one entry in RULES.
 
 
 def rule_random(entropy, pool, temperature, generator):
@@ -333,8 +324,7 @@ def select_positions(
     k = _budgets(eligible, mask_ratio)
     if word_start is None:
         return _take(k, rule, entropy, pool, eligible, temperature, generator)
-    word_start = _split_long_words(word_start, eligible, k)
-    return _take_words(k, word_start, rule, entropy, pool, eligible, temperature, generator)
+    return _take_words(k, k, word_start, rule, entropy, pool, eligible, temperature, generator)
 
 
 def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start=None) -> torch.Tensor:
@@ -343,23 +333,18 @@ def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start
     equal = torch.zeros(eligible.shape, device=eligible.device)
     if word_start is None:
         return _take(count, "random", equal, eligible, eligible, 1.0, generator)
-    word_start = _split_long_words(word_start, eligible, _budgets(eligible, mask_ratio))
-    return _take_words(count, word_start, "random", equal, eligible, eligible, 1.0, generator)
+    k = _budgets(eligible, mask_ratio)
+    return _take_words(count, k, word_start, "random", equal, eligible, eligible, 1.0, generator)
 
 
 def choose_masks(
-    read,  # entropies [B, T], nats, of candidates, bool [B, T]; never called by the rule random
-    eligible,  # bool [B, T]: E, the positions that may be masked
-    rule,  # a name in RULES
-    mask_ratio,
-    candidates=2.0,  # c: so many times k are drawn and read; None: `read` knows all places, and is given None
-    temperature=1.0,
-    generator=None,
-    word_start=None,
+    read, eligible, rule, mask_ratio, candidates=2.0, temperature=1.0, generator=None, word_start=None
 ):
     """The method: draw candidates, read how unsure the model is of each, select k by the rule.
 
-    Returns (selected, bool [B, T]; entropy [B, T], or None for the rule random).
+    read: candidates [B, T] -> entropies [B, T], nats; the rule random never calls it. candidates: how many
+    times k are drawn; None: `read` knows all places, and is given None. The others are select_positions'.
+    Returns (selected, bool [B, T]; entropy, or None for the rule random).
     """
     drawn = entropy = None
     if rule != "random":
@@ -388,15 +373,20 @@ def _take(k, rule, entropy, pool, eligible, temperature, generator):
     return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
 
 
-def _take_words(k, word_start, rule, entropy, pool, eligible, temperature, generator):
-    """In their order, the words of each row that still fit into what is left of k [B]: bool [B, T]."""
+def _take_words(count, k, word_start, rule, entropy, pool, eligible, temperature, generator):
+    """In their order, the words that still fit into what is left of a row's count [B]: bool [B, T].
+
+    In a row in which every word is longer than k [B], each piece is a word.
+    """
+    _, size, whole = _words(word_start, eligible)
+    word_start = word_start | ~(whole & (size <= k[:, None])).any(-1, keepdim=True)
     word, size, whole = _words(word_start, eligible)  # a word stands for its first piece
     whole_pool = _words(word_start, pool)[2]
     order = _order(rule, _word_sum(entropy, word) / size, whole_pool, whole, temperature, generator)
     size = size.gather(-1, order)
     waiting = whole.gather(-1, order)
     taken = torch.zeros_like(waiting)
-    left = k[:, None]
+    left = count[:, None]
 
     # Round by round: a word larger than what is left will never fit; of the others, take the first ones that
     # fit together. A round ends at a word that then fits no more, and what is left shrinks in each: r rounds
@@ -410,14 +400,6 @@ def _take_words(k, word_start, rule, entropy, pool, eligible, temperature, gener
 
     taken = torch.zeros_like(taken).scatter(-1, order, taken)
     return _word_sum(taken.long(), word) > 0
-
-
-def _split_long_words(word_start, eligible, k):
-    """word_start [B, T] or None, but in a row in which every word is longer than k [B], each piece is one."""
-    if word_start is None:
-        return None
-    _, size, whole = _words(word_start, eligible)
-    return word_start | ~(whole & (size <= k[:, None])).any(-1, keepdim=True)
 
 
 def _words(word_start, eligible):

@@ -287,7 +287,8 @@ class BertForMaskedLM(Pretrained):
         """Logits over the vocabulary: [B, T, V], or [B, k, V] at the places [B, k], indices, alone."""
         hidden, _ = self.bert(input_ids, attention_mask, token_type_ids)
         if places is not None:  # the head is most of the work of a small model; few tokens need it
-            hidden = hidden.take_along_dim(places[..., None], 1)
+            index = places[..., None].expand(-1, -1, hidden.shape[-1])  # gather compiles for any length
+            hidden = hidden.gather(1, index)
         return self.cls["predictions"](hidden)
 
 

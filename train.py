@@ -99,7 +99,7 @@ def make_parser(description: str, sources=("random", "self")) -> Parser:
     add("--max-tokens", type=int, default=0, help="use only so many training tokens; 0: all")
     add = parser.add_argument_group("model").add_argument
     add("--size", default="tiny", choices=list(SIZES), help="model size")
-    add("--from", dest="from_", default="", help="continue pretraining this checkpoint folder")
+    add("--from", dest="from_", metavar="FOLDER", default="", help="checkpoint to continue pretraining")
     add("--init", default="offset-heads", choices=["offset-heads", "normal"], help="initial weights")
     add = parser.add_argument_group("optimisation").add_argument
     add("--steps", type=int, default=2000, help="updates of the weights")
@@ -852,8 +852,8 @@ class Pretraining:
         """The objective, summed over the masked tokens; the sums to log; entropies [B, k], nats."""
         with self.autocast():
             logits = self.model(ids, places=places)
-        loss, right, entropy = MaskedLoss.apply(logits, labels, self.compiled_loss)
-        return loss, {"loss": loss.detach(), "accuracy": right}, entropy
+        loss, correct, entropy = MaskedLoss.apply(logits, labels, self.compiled_loss)
+        return loss, {"loss": loss.detach(), "accuracy": correct}, entropy
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
         """How unsure the model is of the rows `ids`, number `index`: [B, T], nats; see `read`."""
@@ -1090,24 +1090,29 @@ def train(run: Pretraining):
                 mark = time.perf_counter()
 
 
-def describe(run: Pretraining):
-    """Print what a run is before it starts, and write it to args.json."""
-    o = run.o
+def record(run: Pretraining, hardware: str):
+    """Write args.json: what a run is and how it began; a resumed run adds its command to the list there."""
     commit = ""
     with suppress(OSError):  # git is not installed
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    hardware = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else platform.machine()
     now = {"command": " ".join(sys.argv), "git_commit": commit, "versions": versions, "device": hardware}
     now |= {"processes": run.world, "cpus": os.cpu_count()}
-    record = now | {"options": vars(o), "text": run.text_key, "unigram_floor": run.unigram_loss}
-    if o.resume:
+    facts = now | {"options": vars(run.o), "text": run.text_key, "unigram_floor": run.unigram_loss}
+    path = Path(run.o.out, "args.json")
+    if run.o.resume:
         with suppress(OSError, ValueError):  # it is missing or damaged: begin another
-            record = read_json(Path(o.out, "args.json"))
-            record["resumed"] = [*record.get("resumed", []), now | {"step": run.step}]
-    write_json(Path(o.out, "args.json"), record)
+            facts = read_json(path)
+            facts["resumed"] = [*facts.get("resumed", []), now | {"step": run.step}]
+    write_json(path, facts)
 
+
+def describe(run: Pretraining):
+    """Print what a run is before it starts, and write it to args.json."""
+    o = run.o
+    hardware = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else platform.machine()
+    record(run, hardware)
     size = sum(p.numel() for p in run.model.parameters())
     masks = f"{o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens per row"
     if o.masking != "random":
@@ -1174,9 +1179,7 @@ def read_checkpoint(out: Path) -> dict:
     except (OSError, MemoryError):
         raise  # the file may well be whole
     except Exception as error:  # torch.load raises many kinds
-        left = "there is no model beside it"
-        if (out / "model.safetensors").is_file():
-            left = f"the model beside it is left: --from {out} --out ANOTHER starts a new run with it"
+        left = f"a new run can start from the model beside it, if there is one: --from {out} --out ANOTHER"
         raise ValueError(f"{path} cannot be read ({type(error).__name__}); {left}") from None
 
 

@@ -144,6 +144,22 @@ def test_inputs_with_a_row_each_are_cut_with_the_rows(model):
     assert torch.allclose(found.double(), -(p * p.log()).sum(-1), atol=1e-4)
 
 
+def test_an_input_that_is_of_no_row_reaches_the_model_with_all_rows(model):
+    """Boundaries in the flattened batch, say: a part of the rows would not fit to them."""
+    passes = []
+
+    def forward(input_ids, boundaries):
+        passes.append((len(input_ids), len(boundaries)))
+        return Attention.forward(model, input_ids)
+
+    model.forward = forward
+    ids = rows_of(80, 40)
+    visible_entropy(model, ids, boundaries=torch.tensor([0, 1000, 2000, 3200]))
+    assert passes == [(80, 4)]
+    visible_entropy(model, ids, boundaries=torch.tensor([3200]))
+    assert len(passes) > 2, "one for all rows is no reason to read them at once"
+
+
 @pytest.mark.parametrize("form", ["tuple", "dict", "prediction_logits", "logits"])
 def test_outputs_of_many_forms_are_read(model, form):
     class Wrapped(nn.Module):

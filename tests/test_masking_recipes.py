@@ -265,3 +265,61 @@ def test_the_section_is_short():
     for recipe, block in blocks().items():
         lines = [line for line in block.splitlines() if line.strip()]
         assert len(lines) <= 24, f"{recipe}: {len(lines)} lines of code"
+
+
+# ---- the loop that masks from memory, of the lab's page on encoders ----
+
+
+def memory_loop():
+    text = (PROJECT / "tests" / "lab" / "encoders.md").read_text(encoding="utf-8")
+    return re.search(r"^## A loop that masks from memory\n.*?```python\n(.*?)```", text, re.M | re.S)[1]
+
+
+def run_memory_loop(tokenizer, rows, epochs, dropout=0.1):
+    torch.manual_seed(0)
+    model = masked_lm("Roberta", V, layers=1, hidden_dropout_prob=dropout)
+    padded = tokenizer.pad(rows, return_tensors="pt", padding="max_length", max_length=40)["input_ids"]
+    names = {"model": model, "tokenizer": tokenizer, "rows": padded, "pad": 0, "epochs": epochs}
+    exec(memory_loop(), names)
+    return names
+
+
+def test_the_memory_loop_resumes_to_the_same_bits(tokenizer, rows, tmp_path, monkeypatch):
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    whole = run_memory_loop(tokenizer, rows, 4)
+    (tmp_path / "halves").mkdir()
+    monkeypatch.chdir(tmp_path / "halves")
+    run_memory_loop(tokenizer, rows, 2)
+    torch.rand(3)  # whatever else a new process draws
+    resumed = run_memory_loop(tokenizer, rows, 4)
+    for one, other in zip(whole["model"].parameters(), resumed["model"].parameters(), strict=True):
+        assert torch.equal(one, other)
+    for name, value in vars(whole["memory"]).items():
+        assert torch.equal(value.nan_to_num(-1), vars(resumed["memory"])[name].nan_to_num(-1)), name
+
+
+def test_the_memory_loop_remembers_the_entropies_of_blanks(tokenizer, rows, tmp_path, monkeypatch):
+    """Each value is the last one written where its token was a blank, and nothing else was touched."""
+    monkeypatch.chdir(tmp_path)
+    written = []
+    write = masking.EntropyMemory.write
+
+    def watched(self, index, places, entropy, blank):
+        write(self, index, places, entropy, blank)
+        written.append((index, places, entropy, blank))
+
+    monkeypatch.setattr(masking.EntropyMemory, "write", watched)
+    names = run_memory_loop(tokenizer, rows, 6)
+    values = names["memory"].values
+    known = ~values.isnan()
+    ids = names["rows"]
+    assert (ids[known] >= 5).all(), "padding or a special token was a blank"
+    assert 0.3 < known.sum() / (ids >= 5).sum() < 0.9, "six epochs of 12% each"
+    expected = torch.full(values.shape, torch.nan)
+    for index, places, entropy, blank in written:  # the last one counts
+        for row, row_places, row_entropy, row_blank in zip(index, places, entropy, blank, strict=True):
+            expected[row, row_places[row_blank]] = row_entropy[row_blank]
+    assert torch.allclose(values[known].float(), expected[known], atol=0.01)
+    assert torch.equal(expected.isnan(), ~known)
+    assert (values[known] <= math.log(V) + 0.01).all()

@@ -75,44 +75,51 @@ class Workers:
 
     def __init__(self, count: int | None = None):
         self.tools = tempfile.TemporaryDirectory(prefix="grading-")
-        self.free = queue.Queue()
-        self.all = []
         for name in ("trials.py", "waiting.py"):
             shutil.copyfile(COURSE / name, Path(self.tools.name) / name)
+        self.count = count or os.cpu_count() or 1
+        self.free = queue.Queue()
+        for _ in range(self.count):
+            self.free.put(self.start())
+
+    def start(self) -> subprocess.Popen:
+        """A new process that waits for jobs."""
         kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-        settings = kept | {"OMP_NUM_THREADS": "1", "HOME": self.tools.name, "TMPDIR": self.tools.name}
-        start = "import sys; sys.path.insert(0, sys.argv[1]); import trials; trials.serve()"
-        for _ in range(count or os.cpu_count() or 1):
-            worker = subprocess.Popen(
-                [sys.executable, "-I", "-B", "-c", start, self.tools.name],
-                cwd=self.tools.name,
-                env=settings,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            self.all.append(worker)
-            self.free.put(worker)
+        program = "import sys; sys.path.insert(0, sys.argv[1]); import trials; trials.serve()"
+        return subprocess.Popen(
+            [sys.executable, "-I", "-B", "-c", program, self.tools.name],
+            cwd=self.tools.name,
+            env=kept | {"OMP_NUM_THREADS": "1", "HOME": self.tools.name, "TMPDIR": self.tools.name},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def run(self, job: dict) -> str:
         """Let one process answer. Returns why it stopped early, or ""."""
         worker = self.free.get()
+        reply = ""
         try:
             worker.stdin.write(json.dumps(job) + "\n")
             worker.stdin.flush()
             reply = worker.stdout.readline()
+        except OSError:
+            pass  # it has died: another takes its place
         finally:
-            self.free.put(worker)
+            self.free.put(worker if reply else self.start())
         if not reply:
-            raise OSError("the process that starts submissions has died")
+            return "the process that starts submissions died with it"
         code = json.loads(reply)
         if code is None or code in (-signal.SIGXCPU, -signal.SIGKILL):
             return f"stopped after {job['seconds']} seconds, or for its memory: a loop that does not end?"
         return f"its process ended with code {code}" if code else ""
 
     def close(self):
-        for worker in self.all:
-            worker.stdin.close()
+        """End the processes, none of which has a job any more."""
+        for _ in range(self.count):
+            worker = self.free.get()
+            with suppress(OSError):
+                worker.stdin.close()
             worker.wait()
         self.tools.cleanup()
 
@@ -129,7 +136,7 @@ def observe(workers, e, functions: dict, seeds, seconds=SECONDS) -> tuple[list, 
         with suppress(OSError, ValueError, RecursionError):
             for line in (folder / "observed.jsonl").read_text(encoding="utf-8").splitlines():
                 lines.append(json.loads(line))
-        if stopped and not lines:
+        if stopped and not lines and (folder / "errors.txt").exists():
             said = (folder / "errors.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             stopped += f" ({said[-1][:300]})" if said else ""
     return lines, stopped
@@ -223,7 +230,7 @@ def grade_submission(workers, folder: Path, student: str, key: str, chosen=EXERC
 
     for e in chosen:
         expected(e.number, seeds_of(student, key, e.number))  # in this thread: it sets torch's own
-    with ThreadPoolExecutor(len(workers.all)) as pool:
+    with ThreadPoolExecutor(workers.count) as pool:
         return list(pool.map(one, chosen))
 
 

@@ -29,6 +29,8 @@ PROGRAMS = ("model.py", "masking.py", "train.py", "distill.py", "glue_eval.py")
 # No student gets these, nor this folder's README; check_submission.py stands at the top of a handout instead.
 TEACHERS = ("handout.py", "grade.py", "trials.py", "wrong.py", "bugs.py", "check_submission.py")
 TEACHERS += ("test_handout.py", "test_grade.py")
+KEPT_SECTIONS = ("## The idea", "## Read the code")  # of README; others show what a question asks for
+TESTS_OF_README = ("tests/test_readme.py", "tests/test_masking_recipes.py")
 PYTEST_INI = """\
 [pytest]
 # `pytest` runs the exercises; `pytest tests` the whole program too, when they are solved.
@@ -59,6 +61,8 @@ def loss_of_rows(*given):
 LEFT_OUT = {
     "tests/test_train_parts.py": ("MaskedLoss", "loss_of_rows"),
     "tests/test_model_encoder.py": ("goes_by_hand",),
+    "tests/test_masking_processes.py": ("test_masking_recipes",),
+    "tests/test_train_gpu.py": ("the head and the loss",),
 }
 
 
@@ -144,9 +148,11 @@ def read(file: str) -> str:
 
 
 def readme(sheet: str) -> str:
-    """README with the sheet above its first section, and without the section that is for teachers."""
-    text = re.sub(r"^## For courses\n.*?(?=^## |\Z)", "", read("README.md"), flags=re.M | re.S)
-    return re.sub(r"^(?=## )", lambda _: sheet, text, count=1, flags=re.M)
+    """The sheet, and of README what answers no question: its title, the idea, the order of reading."""
+    title, *parts = re.split(r"^(?=## )", read("README.md"), flags=re.M)
+    kept = [part for part in parts if part.startswith(KEPT_SECTIONS)]
+    text = re.sub(r"\[([^]]+)\]\((?!https?:)[^)]*\)", r"\1", "".join(kept))  # what links lead to is not here
+    return title.splitlines()[0] + "\n\n" + sheet + text
 
 
 def files_of(exercises, student: str = "") -> dict:
@@ -157,16 +163,17 @@ def files_of(exercises, student: str = "") -> dict:
     changed["pytest.ini"] = PYTEST_INI
     changed["check_submission.py"] = read("tests/course/check_submission.py")
     changed |= {f"tests/course/{name}": None for name in TEACHERS}
+    changed |= {name: None for name in TESTS_OF_README}
     changed |= {e.tests: None for e in EXERCISES if e not in exercises}
     return changed
 
 
 def write(folder: Path, changed: dict):
     """Copy the project into an empty folder, with {file: text} in place of what those files hold."""
-    names = ("README.md", "requirements.txt", ".gitignore", ".ruff.toml", "tests/README.md")
-    files = [PROJECT / name for name in names]
+    files = [PROJECT / name for name in ("requirements.txt", ".gitignore", ".ruff.toml")]
     files += [*PROJECT.glob("*.py"), *PROJECT.glob("tests/*.py"), *PROJECT.glob("tests/course/*.py")]
-    files += [path for path in PROJECT.glob("tests/lab/**/*.*") if path.is_file() and path.suffix != ".pyc"]
+    # The lab's programs answer questions when they are run; its pages and results would before.
+    files += [path for path in PROJECT.glob("tests/lab/*.py") if not path.name.startswith("test_")]
     for path in files:
         name = path.relative_to(PROJECT).as_posix()
         if name not in changed:
@@ -326,7 +333,7 @@ def check_grader(workers) -> list[str]:
 
     for e in EXERCISES:
         grade.expected(e.number, grade.seeds_of("check", "", e.number))
-    with ThreadPoolExecutor(len(workers.all)) as pool:
+    with ThreadPoolExecutor(workers.count) as pool:
         grades = list(pool.map(lambda case: submitted(workers, case[1], case[2], case[5]), cases))
     faults = []
     for (name, e, _, fewest, most, _), found in zip(cases, grades, strict=True):

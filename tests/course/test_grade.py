@@ -152,6 +152,16 @@ def test_the_process_that_answers_reads_no_solution_and_writes_nothing(workers, 
         assert answers[0]["error"] == "PermissionError", (line, answers[0])
 
 
+def test_a_worker_that_dies_is_replaced(workers):
+    worker = workers.free.get()
+    worker.kill()
+    worker.wait()
+    workers.free.put(worker)
+    good, bad = check_submission.taken(handout.PROJECT, E5)
+    assert "died" in grade.grade_exercise(workers, E5, good, bad, (1,)).stopped
+    assert grade.grade_exercise(workers, E5, good, bad, (1,)).points == 15
+
+
 def test_an_endless_loop_ends_and_another_exercise_is_graded_as_before(workers):
     source = {
         "rule_high": "def rule_high(entropy, pool, temperature, generator):\n    while True:\n        pass"

@@ -133,8 +133,12 @@ def test_the_projects_own_loss_is_not_in_a_handout_and_gives_the_same(copy):
     given = (copy / "train.py").read_text(encoding="utf-8")
     assert "log_sum" not in given and "ctx.save_for_backward" not in given
     for file, words in handout.LEFT_OUT.items():
-        text = (copy / file).read_text(encoding="utf-8")
-        assert not any(word in text for word in words), f"{file} tests what a handout does not have"
+        tests = {name: ast.unparse(node) for name, node in functions(copy / file).items()}
+        left = [
+            name for name, text in tests.items() if name.startswith("test_") and any(w in text for w in words)
+        ]
+        assert not left, f"{file} tests what a handout does not have: {left}"
+        assert len(tests) < len(functions(handout.PROJECT / file)), f"nothing to leave out of {file} any more"
 
     import torch
 
@@ -172,6 +176,12 @@ def test_a_handout_has_what_students_need_and_no_answers(copy):
             assert text in flat, f"the assignment sheet lacks {text!r}"
         assert e.question in " ".join((copy / "answers.md").read_text(encoding="utf-8").split())
     assert "handout.py" not in sheet, "a command of a file that a handout does not have"
+    assert "## The idea" in sheet and sheet.startswith("# "), "README's idea is kept"
+    for path in copy.rglob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        for number in ("4.930", "6.261", "9.01", "1,048,576"):
+            assert number not in text, f"{path} answers a question: {number}"
+    assert not list(copy.glob("tests/lab/**/*.csv")), "results of the lab answer question 6"
 
 
 def test_the_sheet_follows_the_selection(tmp_path):
