@@ -3,16 +3,15 @@
 The claim under test: Srinivasagan, Hartung, Georges 2026, "Entropy-aware Masking for Masked Language
 Modeling" (arXiv 2605.28526). The readings (visible, blank, memory) and the rules are this project's own.
 
-One step of self-masking with the `blank` reading, for rows `ids` [B, T]:
+One step with the `blank` reading, for rows `ids` [B, T]; `mask_batch` is the same for your own training loop:
 
     candidates = draw_candidates(eligible, 0.15, 2.0)                 # 2k random places
     entropy = blank_entropy(model, ids, candidates, mask_token_id)    # how unsure is the model of each?
     selected = select_positions("high", eligible, 0.15, entropy, candidates)    # the k it is least sure of
     corrupted, labels = corrupt(ids, selected, mask_token_id, vocab_size, special_ids)
 
-`mask_batch` does the same for a batch of your own training loop, whatever the encoder: this file needs
-nothing but PyTorch. Shapes: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row;
-positions are bool [B, T], places the same as indices [B, k].
+Shapes: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row; positions are bool
+[B, T], places the same as indices [B, k]. This file needs nothing but PyTorch.
 """
 
 import html
@@ -21,7 +20,7 @@ import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections import namedtuple
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 
@@ -39,7 +38,6 @@ def prediction_entropy(logits: torch.Tensor) -> torch.Tensor:
 
     In nats, 0 <= H <= log V, float32. The row's maximum is taken off first: softmax does not see it, and
     large logits then neither overflow nor cancel. A logit of -inf is a word that cannot be: it adds 0.
-    Like `blank_entropy` (with a width) and `corrupt`, this waits for no GPU: no boolean indices, no .item().
     """
     z = logits.float()
     z = (z - z.amax(-1, keepdim=True)).clamp_min_(torch.finfo(z.dtype).min)  # 0 * -inf would be NaN
@@ -96,9 +94,7 @@ def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     for name in ("logits", "prediction_logits"):
         logits = output.get(name, logits) if isinstance(output, dict) else getattr(output, name, logits)
     if getattr(logits, "shape", ())[:-1] not in (input_ids.shape, places.shape):
-        raise ValueError(
-            f"{type(inner).__name__} gives no logits [B, T, V]: a masked language model is needed"
-        )
+        raise ValueError(f"{type(inner).__name__} gives no logits [B, T, V]: is it a masked language model?")
     if logits.shape[:2] == input_ids.shape:  # all T came out: no hook, or every place is asked for
         return logits.take_along_dim(places[..., None], 1)
     return logits
@@ -139,9 +135,8 @@ def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
 def visible_entropy(model, input_ids, attention_mask=None, **inputs) -> torch.Tensor:
     """The `visible` reading: how unsure is the model of a token that it sees? [B, T] -> [B, T], nats.
 
-    model: any masked LM that returns logits [B, T, V], or an object with `.logits`; `inputs` [B, ...], such
-    as token_type_ids, go to it. One forward pass of the unmasked rows. Mind that an MLM is trained on what
-    it cannot see: under the 100-0-0 scheme nothing ever trains its output at visible tokens.
+    model: any masked LM; `inputs` [B, ...], such as token_type_ids, go to it. Mind that an MLM is trained on
+    what it cannot see: under the 100-0-0 scheme nothing ever trains its output at visible tokens.
     """
     places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     return entropy_at(model, places, input_ids, attention_mask=attention_mask, **inputs)
@@ -214,9 +209,12 @@ def candidate_budget(count: int, mask_ratio: float, factor: float) -> int:
 
 
 def _budgets(eligible, mask_ratio, factor=1.0) -> torch.Tensor:
-    """candidate_budget of every row of eligible [B, T]: long [B]. From a table, so nothing waits for a GPU."""
-    table = [candidate_budget(n, mask_ratio, factor) for n in range(eligible.shape[1] + 1)]
-    return torch.tensor(table).to(eligible.device, non_blocking=eligible.is_cuda)[eligible.sum(-1)]
+    """candidate_budget of every row of eligible [B, T]: long [B]. A table, since it waits for no GPU."""
+    candidate_budget(0, mask_ratio, factor)  # refuses what it refuses
+    n = torch.arange(eligible.shape[1] + 1, dtype=torch.float64)  # on the CPU: not all devices have float64
+    k = (mask_ratio * n).round().clamp_min(1).minimum(n)
+    table = (factor * k).round().minimum(n).long()
+    return table.to(eligible.device, non_blocking=eligible.is_cuda)[eligible.sum(-1)]
 
 
 def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
@@ -228,8 +226,8 @@ def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
 
 
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
-# score are masked, equal scores in random order; outside of it entropies mean nothing. It waits for no GPU:
-# no boolean indices, no .item(), no .tolist(). A new rule is one function here and one entry in RULES.
+# score are masked, equal scores in random order; outside of it entropies mean nothing. As all of a step, it
+# waits for no GPU: no boolean indices, no .item(). A new rule is one function here and one entry in RULES.
 
 
 def rule_random(entropy, pool, temperature, generator):
@@ -316,9 +314,8 @@ def choose_masks(
 ):
     """The method: draw candidates, read how unsure the model is of each, select k by the rule.
 
-    read: candidates [B, T] -> entropies [B, T], nats; the rule random never calls it. candidates: how many
-    times k are drawn; None: `read` knows all places, and is given None. The others are select_positions'.
-    Returns (selected, bool [B, T]; entropy, or None for the rule random).
+    read: candidates [B, T] -> entropies [B, T], nats; it gets None where candidates, how many times k are
+    drawn, is None. Returns (selected, bool [B, T]; entropy, or None for the rule random: nothing is read).
     """
     drawn = entropy = None
     if rule != "random":
@@ -471,17 +468,17 @@ def mask_batch(
     input_ids = batch.pop("input_ids")
     input_ids = unmasked(input_ids, batch.pop("labels", input_ids), mask_token_id)
     protected = batch.pop("special_tokens_mask", torch.zeros_like(input_ids))
-    attention_mask = batch.get("attention_mask", torch.ones_like(input_ids))
+    real = batch.get("attention_mask", torch.ones_like(input_ids))
 
     ordinary = eligible_positions(input_ids, special)
     allowed = ordinary & ~protected.bool()
     if eligible is not None:
         allowed &= eligible[input_ids] if eligible.dim() == 1 else eligible
-    if attention_mask.shape == input_ids.shape:
-        allowed &= attention_mask.bool()
+    if real.shape == input_ids.shape:
+        allowed &= real.bool()
     elif eligible is None:
-        shape = tuple(attention_mask.shape)
-        raise ValueError(f"attention_mask {shape} does not name the padding: say eligible=, bool [B, T]")
+        what = f"attention_mask {tuple(real.shape)} does not name the padding"
+        raise ValueError(f"{what}: say eligible=, bool [B, T]")
     if word_start is not None and word_start.dim() == 1:
         after_special = torch.nn.functional.pad(~ordinary, (1, -1), value=True)
         word_start = word_start[input_ids] | ~ordinary | after_special
@@ -529,21 +526,21 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator) -> Sen
 
     entropies = []
     guesses = []
-    with evaluating(model):
-        for place in places:  # [1]
-            row = ids.clone()
-            if reading == "blank":
-                row[0, place] = tokenizer.token_to_id("[MASK]")
+    for place in places:  # [1]
+        row = ids.clone()
+        if reading == "blank":
+            row[0, place] = tokenizer.token_to_id("[MASK]")
+        with evaluating(model):
             logits = logits_at(model, place[None], row)[0, 0]  # [V]
-            entropies.append(prediction_entropy(logits).item())
-            probability, best = logits.softmax(-1).max(-1)
-            guesses.append(f"{tokenizer.id_to_token(best.item())} {probability:.0%}")
+        entropies.append(prediction_entropy(logits).item())
+        probability, best = logits.softmax(-1).max(-1)
+        guesses.append(f"{tokenizer.id_to_token(best.item())} {probability:.0%}")
     if not all(map(math.isfinite, entropies)):
         raise ValueError("the model's predictions are not finite, so its weights are damaged")
 
-    eligible = torch.ones(1, len(places), dtype=torch.bool)
-    entropy = torch.tensor([entropies])
     picks = {}
+    entropy = torch.tensor([entropies])
+    eligible = torch.ones_like(entropy, dtype=torch.bool)
     for rule in RULES:
         picks[rule] = select_positions(rule, eligible, mask_ratio, entropy, generator=generator)[0].tolist()
     tokens = [encoding.tokens[place] for place in places]
@@ -587,7 +584,7 @@ def main(argv=None):
     add("--seed", default=0, type=int, help="of the rules that draw")
     add("--html", default="", metavar="FILE", help="write a page as well")
     o = parser.parse_args(argv)
-    with suppress(AttributeError):
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
     try:
         lines = Path(o.file).read_text(encoding="utf-8").splitlines() if o.file else []
