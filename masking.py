@@ -466,7 +466,8 @@ def mask_batch(
         raise ValueError(f"{sizes}: one vocabulary for both")
     batch = {name: value for name, value in batch.items() if value is not None}
     input_ids = batch.pop("input_ids")
-    input_ids = unmasked(input_ids, batch.pop("labels", input_ids), mask_token_id)
+    if "labels" in batch:
+        input_ids = unmasked(input_ids, batch.pop("labels"), mask_token_id)
     protected = batch.pop("special_tokens_mask", torch.zeros_like(input_ids))
     real = batch.get("attention_mask", torch.ones_like(input_ids))
 
