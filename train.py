@@ -99,7 +99,7 @@ def make_parser(description: str, sources=("random", "self")) -> Parser:
     add("--max-tokens", type=int, default=0, help="use only so many training tokens; 0: all")
     add = parser.add_argument_group("model").add_argument
     add("--size", default="tiny", choices=list(SIZES), help="model size")
-    add("--from", dest="from_", default="", help="continue pretraining this checkpoint folder")
+    add("--from", dest="from_", metavar="FOLDER", default="", help="checkpoint to continue pretraining")
     add("--init", default="offset-heads", choices=["offset-heads", "normal"], help="initial weights")
     add = parser.add_argument_group("optimisation").add_argument
     add("--steps", type=int, default=2000, help="updates of the weights")
