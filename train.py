@@ -277,8 +277,8 @@ def read_documents(paths):
                     if text:
                         paragraphs.append(text)
         except UnicodeError:
-            remedy = f"iconv -f LATIN1 -t UTF-8 {path} > NEW (or -f UTF-16)"
-            what = f"no UTF-8 text: {remedy}; unpack archives, export documents"
+            latin = f"iconv -f LATIN1 -t UTF-8 {path} > NEW (or -f UTF-16)"
+            what = f"no UTF-8 text: unpack archives, export documents, convert older text with {latin}"
             raise ValueError(f"{path}, line {number}: {what}") from None
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise ValueError(f"{path} is damaged or truncated after line {number} ({error})") from None
@@ -292,7 +292,7 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     Left alone, the learner numbers characters, and breaks ties, at random: here they come as special tokens.
     """
     learner = BertWordPieceTokenizer(lowercase=not cased)
-    counts = Counter()
+    counts = Counter()  # of characters
     for paragraphs, _ in read_documents(paths):
         counts.update(learner.normalizer.normalize_str(" ".join(paragraphs)))
     frequent = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
@@ -300,6 +300,8 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     enough = int(np.searchsorted(covered, 0.995 * covered[-1]))  # thousands in Chinese, for example
     limit = max(min(1000, size // 4), min(enough, size // 2 - 5))
     alphabet = sorted(frequent[:limit])
+
+    # Letters stand inside words too; signs and Chinese characters are words of their own.
     within = ["##" + c for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
     first = [*SPECIAL_TOKENS, *alphabet, *within]
     settings = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "special_tokens": first}
@@ -318,9 +320,9 @@ def encode_text(paths, tokenizer: Tokenizer, stream):
     unknown, sep = (tokenizer.token_to_id(token) for token in ("[UNK]", "[SEP]"))
     facts = Counter(unknown=0, too_long=0)
     table = array("q")
+    documents = tqdm(read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None)
     begins = True
-    parts = tqdm(read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None)
-    for paragraphs, ends in parts:
+    for paragraphs, ends in documents:
         if begins:  # a long document comes in parts: the first decides for all
             held_out = zlib.crc32("\n".join(paragraphs).encode()) < HELD_OUT * 2**32
         begins = ends
@@ -378,7 +380,7 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
             ids = stream.read(4 * count)
             if not is_held_out:
                 train.write(ids)
-            elif ids and not is_known and (ids != sep or before != sep):  # no [SEP] of what is left out whole
+            elif not is_known and not (ids == before == sep):  # a document left out whole leaves no [SEP]
                 exam.write(ids)
                 before = ids
     everything.unlink()
@@ -389,8 +391,8 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
 def split(tokens, keys, by_hash):
     """Deal paragraphs: (tokens [n], which are held out, which of these are left out as known: bool [n]).
 
-    tokens, keys, by_hash [n]: see tokenise. Held out are whole documents by their hash, if that gives between
-    half of HELD_OUT and 2.5 times as much, else the end of the text, cut inside a paragraph if it must be.
+    tokens, keys, by_hash [n]: see encode_text. Held out are whole documents by their hash, if that gives
+    half of HELD_OUT to 2.5 times as much, else the end of the text, cut inside a paragraph if it must be.
     """
     total = tokens.sum()
     least, most = HELD_OUT / 2 * total, 2.5 * HELD_OUT * total
@@ -402,9 +404,9 @@ def split(tokens, keys, by_hash):
         tokens[long + 1] -= before
         keys, by_hash = np.insert(keys, long, 0), np.insert(by_hash, long, by_hash[long])
         left = total - tokens.cumsum() + tokens
+
     for held_out in (by_hash > 0, left <= HELD_OUT * total, left <= most):
-        known = held_out & (keys != 0)
-        known[known] = np.isin(keys[known], keys[~held_out])
+        known = held_out & (keys != 0) & np.isin(keys, keys[~held_out])
         if least <= tokens[held_out & ~known].sum() <= most:
             break
     return tokens, held_out, known
@@ -469,8 +471,8 @@ def why_unknown(o, facts: dict) -> str:
     """How much [UNK] stands for, why, and what to do."""
     if facts["too_long"] > facts["unknown"] / 2:
         why = "words of over 100 characters; see README, Texts that are not prose"
-    elif given := o.from_ or o.vocab:
-        why = f"letters that the vocabulary of {given} lacks: use one that was made for such text"
+    elif o.from_ or o.vocab:
+        why = f"letters that the vocabulary of {o.from_ or o.vocab} lacks: use one made for such text"
     else:
         why = "letters that are too rare for the learned vocabulary: a larger --vocab-size has more"
     return f"[UNK] stands for {facts['unknown'] / facts['characters']:.1%} of the characters: {why}"
