@@ -224,15 +224,15 @@ class Distillation(train.Pretraining):
         if self.rank == 0 and not path.exists():
             cost = f"{self.passes()} passes over the text"
             print(f"entropies of the teacher: {cost}, kept in {path}", flush=True)
-            atomic_write(path, self.write_table)
+            table = self.read_everywhere()
+            atomic_write(path, lambda file: np.save(file, table))
         self.wait_for_others()
         return np.load(path, mmap_mode="r")
 
-    def write_table(self, file):
-        """Compute the table, 64 rows at a time, and write it as a .npy file."""
+    def read_everywhere(self) -> np.ndarray:
+        """The table, computed 64 rows at a time."""
         o = self.o
-        header = {"descr": "<f2", "fortran_order": False, "shape": (self.row_count, o.seq_len)}
-        np.lib.format.write_array_header_1_0(file, header)
+        table = np.empty((self.row_count, o.seq_len), np.float16)
         starts = range(0, self.row_count, 64)
         for first in tqdm(starts, "teacher's entropies", unit=" x 64 rows", leave=False, disable=None):
             index = np.arange(first, min(first + 64, self.row_count))
@@ -245,7 +245,8 @@ class Distillation(train.Pretraining):
                     share = self.hidden_share()
                     where = self.maskable(ids)
                     entropy = blank_entropy_everywhere(self.teacher, ids, where, share, self.mask, rng)
-            file.write(entropy.half().cpu().numpy().tobytes())
+            table[index] = entropy.half().cpu().numpy()
+        return table
 
     # -- a step --
 

@@ -1162,8 +1162,6 @@ def read_checkpoint(out: Path) -> dict:
         raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
     try:
         return read_torch(path)
-    except (OSError, MemoryError):
-        raise  # the file may well be whole
     except Exception as error:  # torch.load raises many kinds
         left = f"a new run can start from the model beside it, if there is one: --from {out} --out ANOTHER"
         raise ValueError(f"{path} cannot be read ({type(error).__name__}); {left}") from None
