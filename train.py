@@ -1063,8 +1063,8 @@ class Pretraining:
         """Continue where a checkpoint stopped. Raises ValueError where it is of another text (or teacher)."""
         for name, key in self.content.items():
             if state.get(name) != key:
-                what = f"another {name}, or with other rules for it"
-                raise ValueError(f"{self.o.out} began with {what}: put it back, or start anew")
+                remedy = "put it back or, if this program was updated, start anew --from it"
+                raise ValueError(f"{self.o.out} began with another {name}: {remedy}")
         for name in ("step", "seconds", "log"):
             setattr(self, name, state[name])
         self.model.load_state_dict(state["weights"])
