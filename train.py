@@ -935,10 +935,11 @@ class Pretraining:
         if o.masking == "random" or self.step < self.random_steps:
             rule = "random"
         read = partial(self.entropies, ids, index)
+        eligible = self.maskable(ids)
         candidates = o.candidates if o.reading == "blank" else None
+        tau = o.select_temperature
         words = ~self.continues[ids] if o.whole_word else None  # where they start
-        settings = (o.mask_ratio, candidates, o.select_temperature, rng, words)
-        return masking.choose_masks(read, self.maskable(ids), rule, *settings)[0]
+        return masking.choose_masks(read, eligible, rule, o.mask_ratio, candidates, tau, rng, words)[0]
 
     def maskable(self, ids) -> torch.Tensor:
         """Which tokens may be masked: bool [B, T]."""
