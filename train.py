@@ -600,6 +600,7 @@ class MaskedLoss(torch.autograd.Function):
         work = compiled or loss_of_rows
         results = [work(z, slope, label, ctx.unit) for z, slope, label in zip(*parts, strict=True)]
         loss, correct, entropy, own = torch.cat(results).T
+
         word = labels.clamp_min(0)[..., None]
         gradient.scatter_(-1, word, own.to(gradient.dtype).view(word.shape))
         correct = correct.sum()
@@ -1021,8 +1022,9 @@ class Pretraining:
             if self.sums:  # before the first step there are none
                 line |= self.means() | self.mask_figures(**self.last)
                 line["lr"] = self.optimizer.param_groups[0]["lr"]
-        first = self.log[0]["held_out_loss"] if self.log else loss
-        self.refuse_divergence(loss, max(3 * math.log(len(self.vocab)), first + 3))  # thrice a blind guess
+        start = self.log[0]["held_out_loss"] if self.log else loss
+        worst = max(3 * math.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
+        self.refuse_divergence(loss, worst)
 
         above_unigram = loss - self.unigram_loss
         plateau = above_unigram > -PLATEAU and all(past["on_plateau"] for past in self.log)
