@@ -14,11 +14,9 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
 import argparse
 import csv
 import hashlib
-import inspect
 import io
 import math
 import re
-import shutil
 import sys
 import time
 import urllib.request
@@ -134,7 +132,6 @@ class Task:
 
 ACC = (accuracy,)
 ACC_F1 = (accuracy, f1_score)
-MATTHEWS = (matthews_corrcoef,)
 BINARY = ("0", "1")
 TWO_WAY = ("entailment", "not_entailment")
 THREE_WAY = ("entailment", "neutral", "contradiction")
@@ -144,7 +141,7 @@ COLA = ("source", "label", "star", "sentence")
 MNLI_FILES = ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")
 MNLI_ROWS = (392702, 9815, 9832, 9796, 9847)
 TASKS = {
-    "CoLA": Task("CoLA.zip", MATTHEWS, BINARY, ("sentence",), (8551, 1043, 1063), headless=COLA),
+    "CoLA": Task("CoLA.zip", (matthews_corrcoef,), BINARY, ("sentence",), (8551, 1043, 1063), headless=COLA),
     "SST-2": Task("SST-2.zip", ACC, BINARY, ("sentence",), (67349, 872, 1821)),
     "MRPC": Task("mrpc_dev_ids.tsv", ACC_F1, BINARY, PAIR, (3668, 408, 1725)),
     "STS-B": Task("STS-B.zip", (pearsonr, spearmanr), (), PAIR, (5749, 1500, 1379)),
@@ -154,97 +151,93 @@ TASKS = {
     "RTE": Task("RTE.zip", ACC, TWO_WAY, PAIR, (2490, 277, 3000)),
     "WNLI": Task("WNLI.zip", ACC, BINARY, PAIR, (635, 71, 146)),
     # answered by MNLI's model; it has neither a training set nor labels
-    "AX": Task("AX.tsv", MATTHEWS, THREE_WAY, PAIR, (1104,), ("diagnostic",)),
+    "AX": Task("AX.tsv", (matthews_corrcoef,), THREE_WAY, PAIR, (1104,), ("diagnostic",)),
 }
-# What files of other layouts call a column, and its name here. `datasets` writes some of the names here, and
-# beside its column "idx" the number of a class in place of its name.
+# What a column is called in MRPC, STS-B, QQP, MultiNLI and by `datasets`, where that is not its name here.
 COLUMNS = {"#1 String": "sentence1", "#2 String": "sentence2", "premise": "sentence1"}
 COLUMNS |= {"hypothesis": "sentence2", "Quality": "label", "score": "label"}
 COLUMNS |= {"is_duplicate": "label", "gold_label": "label"}
-QUOTED_CELL = re.compile(r'(?:\A|(?<=[\t\n]))"(?:[^"]|"")*"(?=[\t\r\n]|\Z)')
 
 
-def split_cells(text: str, task: Task) -> list:
-    """The cells of every line of a TSV file. Quotes are text: GLUE's sentences hold single ones.
+def read_cells(path: Path) -> list:
+    """The cells of every line of a TSV file.
 
-    In a file of your own or of `datasets` they are undone if all are a CSV writer's, which doubles those
-    inside a cell.
+    Quotes are text: GLUE's sentences hold single ones. But in files of `datasets`, which have a column "idx",
+    they are a CSV writer's, which doubles those in a cell and puts others around it.
     """
-    quoted = text.startswith('"')
-    by_writer = not task.archive or quoted or "idx" in text.partition("\n")[0].split("\t")
-    if by_writer and (quoted or '""' in text) and '"' not in QUOTED_CELL.sub("", text):
-        return list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        if "idx" in text.partition("\n")[0].split():
+            return list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table in UTF-8: {error}; get the file again") from None
     return [line.rstrip("\r").split("\t") for line in text.split("\n")]  # sentences hold other line breaks
 
 
 def read_split(path: Path, task: Task):
     """(N tuples of sentences, their labels [N]: classes int64, scores float32, or None) of a TSV file.
 
-    The names in its first line say which column is which, so that official files, those that `datasets`
-    exports and MultiNLI's own are read alike. A row with more or fewer columns than the first is left out,
-    except in UNLABELLED files, where every row needs an answer. Raises ValueError with file and line.
+    The names in its first line say which column is which. Rows that have more or fewer columns, or "-" for a
+    label, are left out, but every row of an UNLABELLED file needs an answer. ValueError names file and line.
     """
-    try:
-        rows = split_cells(path.read_bytes().decode("utf-8-sig"), task)
-    except UnicodeDecodeError as error:
-        number = 1 + error.object.count(b"\n", 0, error.start)
-        raise ValueError(f"{path}, line {number}: not UTF-8; get the file again or convert it") from None
-
-    # which column is which
+    rows = read_cells(path)
     unlabelled = path.stem.startswith(UNLABELLED)
-    wanted = task.text if unlabelled else (*task.text, "label")
     names = [COLUMNS.get(name, name) for name in rows[0]]
+    start = 1
     if "label" not in names and len(names) == len(task.headless) and not unlabelled:
         names = task.headless
-        rows = [names, *rows]
+        start = 0
+    wanted = task.text if unlabelled else (*task.text, "label")
     if not set(wanted) <= set(names):
         begins = "\t".join(rows[0])[:60]
         needs = f"name the columns {', '.join(wanted)} between tabs, as in files of GLUE and of `datasets`"
         raise ValueError(f"{path}: its first line must {needs}, but begins {begins!r}")
 
-    # which rows count; where MultiNLI's annotators disagreed, its gold label is "-"
     columns = [names.index(name) for name in wanted]
-    numbered = [(number, cells) for number, cells in enumerate(rows, 1) if any(cells)][1:]
-    kept = [(number, cells) for number, cells in numbered if unlabelled or len(cells) == len(names)]
-    if "gold_label" in rows[0] and not unlabelled:
-        kept = [(number, cells) for number, cells in kept if cells[columns[-1]] != "-"]
-    if len(kept) < len(numbered):
-        odd = "with too many or too few columns, or without a gold label,"
-        print(f"{path}: {len(numbered) - len(kept):,} rows {odd} are skipped")
-    if not kept:
-        raise ValueError(f"{path} holds no rows; get the file again")
-    texts = [tuple((cells + [""] * len(names))[i] for i in columns[: len(task.text)]) for _, cells in kept]
-    if unlabelled:
-        return texts, None
-
-    # which class is meant
     classes = {label: i for i, label in enumerate(task.labels)}
-    if "idx" in names and task.archive:
-        classes |= {str(i): i for i in range(len(task.labels))}
-    labels = []
-    for number, cells in kept:
-        label = cells[columns[-1]]
-        if not (label in classes if task.labels else SCORE_PATTERN.fullmatch(label)):
-            expected = " or ".join(task.labels) or "a number from 0 to 5"
-            raise ValueError(f"{path}, line {number}: label {label!r} is not {expected}")
-        labels.append(classes[label] if task.labels else float(label))
-    return texts, np.array(labels, np.int64 if task.labels else np.float32)
+    if "idx" in names:  # `datasets` writes the number of a class
+        classes = {str(i): i for i in classes.values()} | classes
+    texts, labels, skipped = [], [], 0
+    for number, cells in enumerate(rows[start:], start + 1):
+        if not any(cells):
+            continue
+        if unlabelled:
+            cells = cells + [""] * len(names)  # what is missing counts as empty
+        elif len(cells) != len(names) or cells[columns[-1]] == "-":  # MultiNLI: the annotators disagreed
+            skipped += 1
+            continue
+        texts.append(tuple(cells[i] for i in columns[: len(task.text)]))
+        if not unlabelled:
+            label = cells[columns[-1]]
+            if label in classes:
+                labels.append(classes[label])
+            elif not task.labels and SCORE_PATTERN.fullmatch(label):
+                labels.append(float(label))
+            else:
+                expected = " or ".join(task.labels) or "a number from 0 to 5"
+                raise ValueError(f"{path}, line {number}: label {label!r} is not {expected}")
+    if skipped:
+        print(f"{path}: {skipped:,} rows with too many or too few columns, or without a label, are skipped")
+    if not texts:
+        raise ValueError(f"{path} holds no rows; get the file again")
+    return texts, None if unlabelled else np.array(labels, np.int64 if task.labels else np.float32)
 
 
 def load_task(name: str, data_dir, with_test: bool = True):
     """({"train": (texts, labels), "dev": ...} of the files that are there, sentences on what is odd)."""
+    task = TASKS[name]
     splits, notes = {}, []
-    official = dict(zip(TASKS[name].files, TASKS[name].rows, strict=False))  # your own tasks have no numbers
-    for stem in TASKS[name].files:
-        path = Path(data_dir, FOLDERS.get(name, name), f"{stem}.tsv")
-        theirs = path.with_stem(stem.replace("dev", "validation"))  # as `datasets` calls it
+    official = dict(zip(task.files, task.rows, strict=False))  # your own tasks have no numbers
+    for stem in task.files:
         if stem.startswith("test") and not with_test:
             continue
-        if not path.is_file() and not theirs.is_file():
-            notes.append(f"{name} {stem}: no {path}")
+        file = Path(data_dir, FOLDERS.get(name, name), f"{stem}.tsv")
+        theirs = file.with_stem(stem.replace("dev", "validation"))  # as `datasets` calls it
+        path = file if file.is_file() else theirs
+        if not path.is_file():
+            notes.append(f"{name} {stem}: no {file}")
             continue
-        path = path if path.is_file() else theirs
-        splits[stem] = read_split(path, TASKS[name])
+        splits[stem] = read_split(path, task)
         n = len(splits[stem][0])
         if n != official.get(stem, n):
             missing = f"{n:,} of {official[stem]:,} rows"
@@ -282,12 +275,10 @@ def download(names, data_dir):
 
 
 def fetch(url: str) -> bytes:
-    """Download a file. Raises OSError."""
-    data = io.BytesIO()
+    """Download a file. Raises OSError or HTTPException."""
+    print(f"fetching {url}")
     with urllib.request.urlopen(url, timeout=60) as reply:
-        with tqdm.wrapattr(reply, "read", reply.length, desc=Path(url).name, disable=None) as source:
-            shutil.copyfileobj(source, data)
-    return data.getvalue()
+        return reply.read()
 
 
 def split_mrpc(ids: bytes, train: bytes, test: bytes) -> dict:
@@ -362,7 +353,7 @@ def build_model(name: str, seed: int, arm: str, o, vocab_size: int) -> BertForSe
 
 
 def update(model, optimizer, scaler, rows, labels, o):
-    """One step on B rows and labels [B]. Returns loss and gradient norm; nothing here waits for a GPU."""
+    """One step on B rows and labels [B]. Returns the loss; nothing here waits for a GPU."""
     logits = forward(model, rows, o)
     y = to_device(torch.from_numpy(labels), o.device)
     loss = F.mse_loss(logits[:, 0], y) if y.is_floating_point() else F.cross_entropy(logits, y)
@@ -370,11 +361,11 @@ def update(model, optimizer, scaler, rows, labels, o):
     # float16 rounds small gradients to 0, so the loss is scaled up; overflows are skipped (arXiv 1710.03740)
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
-    return loss.detach(), norm
+    return loss.detach()
 
 
 def finetune(model, rows, labels, key, o, title: str):
@@ -397,14 +388,11 @@ def finetune(model, rows, labels, key, o, title: str):
     for step, index in enumerate(bar):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(batches), round(0.1 * len(batches)), o.lr)
-        loss, norm = update(model, optimizer, scaler, [rows[i] for i in index], labels[index], o)
+        loss = update(model, optimizer, scaler, [rows[i] for i in index], labels[index], o)
         if step % 50 == 49 or step == len(batches) - 1:  # to read a number is to wait for the GPU
-            finite = math.isfinite((loss + norm).item())
-            if scaler.is_enabled():  # an overflow is no accident: it halves the scale, which began at 2^16
-                finite = scaler.get_scale() >= 1
-            if not finite:
-                advice = "try a lower --lr or --dtype float32, with another --out"
-                raise ValueError(f"{title}: diverged at step {step + 1}, loss {loss.item():.3g}; {advice}")
+            # the scale began at 2^16, and each overflow of float16 halved it
+            if not loss.isfinite() or scaler.get_scale() < 1:
+                raise ValueError(f"{title}: diverged at step {step + 1}; try a lower --lr or --dtype float32")
             bar.set_postfix_str(f"loss {loss.item():.3f}")
     model.eval()
 
@@ -440,32 +428,21 @@ def write_submission(path: Path, labels, guess: np.ndarray):
 
 # ---- the run ----
 
-# What decides a score besides the settings; an edit anywhere here makes the finished results old.
-CODE = (as_pair, ratio, accuracy, f1_score, matthews_corrcoef, pearsonr, spearmanr, encode, length_batches)
-CODE += (forward, build_model, update, finetune, predict, score, learning_rate, make_optimizer)
-CODE += (sys.modules[BertConfig.__module__],)
-SOURCE = "".join(map(inspect.getsource, CODE))
-
 
 def fingerprint(*parts) -> str:
     """What tells the content of some values from any other: 16 hexadecimal digits."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def tie(split, path: Path) -> str:
-    """What ties a file of answers to the rows that it answers; nothing if there is no file."""
-    return fingerprint(split, path.read_bytes()) if path.is_file() else ""
-
-
 def open_record(o) -> dict:
     """What --out's glue.json holds, or an empty record. Raises ValueError if it has other settings."""
     files = []  # of the checkpoint: another one may get the same name
     for pattern in ("config.json", "*token*.json", "vocab.txt", "*.safetensors*", "*.bin*"):
-        files += [path for path in sorted(Path(o.model).glob(pattern)) if path.is_file()]
+        files += sorted(Path(o.model).glob(pattern))
     content = [(path.name, hashlib.sha256(path.read_bytes()).digest()) for path in files]
     names = ("epochs", "lr", "batch_size", "max_length", "max_train", "freeze")
     settings = {name: getattr(o, name) for name in names} | {"dtype": str(o.dtype).removeprefix("torch.")}
-    settings |= {"checkpoint": fingerprint(content), "code": fingerprint(SOURCE)}
+    settings["checkpoint"] = fingerprint(content)
     record = {"model": o.model, "device": str(o.device), "torch": torch.__version__, "settings": settings}
     record |= {"notes": {}, "data": {}, "majority": {}, "results": {}, "answers": {}}
 
@@ -492,43 +469,42 @@ def evaluate(o):
     tokenizer.enable_truncation(o.max_length)  # the longer sentence of a pair loses tokens first
     size = f"{config.num_hidden_layers} layers x {config.hidden_size}"
     print(f"{o.model}: {size}, {o.device}, {o.dtype}", *unused_hardware(asked, o.device), sep="\n")
+    if config.trained_length and config.trained_length < o.max_length:
+        trained = f"was trained on rows of {config.trained_length} tokens: the places beyond are new to it"
+        print(f"{o.model} {trained}; --max-length {config.trained_length} cuts there")
 
     record = open_record(o)
-    trained = config.trained_length or o.max_length  # unknown: nothing is said
-    if trained < o.max_length:
-        new = f"was trained on rows of {trained} tokens: the places beyond are new to it"
-        record["notes"]["length"] = [f"{o.model} {new}; --max-length {trained} cuts there"]
-        print(*record["notes"]["length"])
-    tasks = [name for name in TASKS if name in o.tasks and name != "AX"]  # AX is answered with MNLI
-    skipped = [name for name in tasks if not evaluate_task(name, o, tokenizer, record)]
+    skipped = []
+    for name in [name for name in TASKS if name in o.tasks and name != "AX"]:  # AX is answered with MNLI
+        splits = prepare(name, o, tokenizer, record)
+        if splits:
+            evaluate_task(name, splits, o, tokenizer, record)
+        else:
+            skipped.append(name)
     files = f"train.tsv and dev.tsv in {o.data_dir}/TASK"
     if not record["results"]:
         raise ValueError(f"no task asked for has its {files}; --download fetches those of GLUE")
-    record["notes"]["skipped"] = [f"skipped, without {files}: {', '.join(skipped)}"] if skipped else []
+    if skipped:
+        print(f"skipped, without {files}: {', '.join(skipped)}")
     print(f"\n{results_table(record)}\n\nwritten: {o.out / 'glue.json'}")
     if o.predict:
         pack_submission(o, record)
 
 
 def pack_submission(o, record: dict):
-    """One zip of the answers to GLUE's test files, of which gluebenchmark.com wants all."""
-    names = [f"{name}.tsv" for name in SUBMISSION]
-    there = [name for name in names if (o.answers / name).is_file()]
-    there = [name for name in there if f"{o.answers.name}/{name}" in record["answers"]]
-    missing = " ".join(name for name in names if name not in there)
-    if there:
+    """One zip of this program's answers to GLUE's test files, of which gluebenchmark.com wants all."""
+    names = [name for name in SUBMISSION if (o.answers / f"{name}.tsv").is_file()]
+    names = [name for name in names if f"{o.answers.name}/{name}.tsv" in record["answers"]]
+    if names:
         with zipfile.ZipFile(f"{o.answers}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for name in there:
-                archive.write(o.answers / name, name)
-        print(f"written: {o.answers}.zip")
-        print(f"It still lacks {missing}" if missing else "It is complete")
+            for name in names:
+                archive.write(o.answers / f"{name}.tsv", f"{name}.tsv")
+        lacks = ", ".join(name for name in SUBMISSION if name not in names)
+        print(f"written: {o.answers}.zip; for gluebenchmark.com it lacks {lacks or 'nothing'}")
 
 
 def prepare(name: str, o, tokenizer, record: dict) -> dict:
-    """The splits of a task as load_task returns them, or nothing if it must be skipped.
-
-    The record gets what the table says beside the scores: notes, and the score of the commonest answer.
-    """
+    """The splits of a task, or nothing if it must be skipped; the record gets its notes and its floor."""
     splits, notes = load_task(name, o.data_dir, o.predict)
     if name == "MNLI" and "AX" in o.tasks and o.predict:
         diagnostic, more = load_task("AX", o.data_dir)
@@ -550,17 +526,17 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
         texts = [texts[i] for i in kept]
         splits["train"] = (texts, y[kept])
 
-    # what is odd is said now, and again below the table
     some = [tokenizer.encode(*text) for text in texts[:: 1 + len(texts) // 1000]]
     cut = np.mean([bool(encoding.overflowing) for encoding in some])
+    print(f"{name}: {len(texts):,} training rows, {cut:.1%} cut at {o.max_length} tokens")
     is_unknown = np.hstack([encoding.ids for encoding in some]) == tokenizer.token_to_id("[UNK]")
     characters = np.diff(np.vstack([encoding.offsets for encoding in some]))[:, 0]  # of each token
     unknown = characters[is_unknown].sum() / characters.sum()
     if unknown > 0.02:
         stands = f"[UNK] stands for {unknown:.1%} of the characters"
         notes.append(f"{name}: {stands}; use a checkpoint whose vocabulary fits")
+        print(notes[-1])
     record["notes"][name] = notes
-    print(f"{name}: {len(texts):,} training rows, {cut:.1%} cut at {o.max_length} tokens", *notes, sep="\n")
 
     # the floor: the commonest answer for every row
     del labels["train"]
@@ -569,25 +545,23 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
     return splits
 
 
-def evaluate_task(name: str, o, tokenizer, record: dict) -> bool:
-    """Every seed of one task; each is in glue.json as soon as it is finished. False without the files."""
-    splits = prepare(name, o, tokenizer, record)
-    if not splits:
-        return False
-    dev = {stem: y for stem, (_, y) in splits.items() if stem.startswith("dev")}
-    unlabelled = [stem for stem, (_, y) in splits.items() if y is None]
-    files = {stem: f"{o.answers.name}/{ANSWERS.get(stem, name)}.tsv" for stem in unlabelled}
+def evaluate_task(name: str, splits: dict, o, tokenizer, record: dict):
+    """Every seed of one task that glue.json lacks; each is in there as soon as it is finished."""
     (o.answers if o.predict else o.out).mkdir(parents=True, exist_ok=True)
+    dev = {stem: y for stem, (_, y) in splits.items() if stem.startswith("dev")}
+    due = {}  # {split: its file of answers} where there is none, or one to other rows
+    for stem in [stem for stem, (_, y) in splits.items() if y is None]:
+        file = f"{o.answers.name}/{ANSWERS.get(stem, name)}.tsv"
+        is_current = record["answers"].get(file) == fingerprint(splits[stem][0])
+        if not (is_current and (o.out / file).is_file()):
+            due[stem] = file
 
     rows = {}  # tokenised only where something is left to do
     arms = ARMS if o.from_scratch else ARMS[:1]
     for seed, arm in [(seed, arm) for seed in o.seeds for arm in arms]:
-        wanted = files if (seed, arm) == (o.seeds[0], ARMS[0]) else {}
-        answered = [
-            record["answers"].get(file) == tie(splits[stem], o.out / file) for stem, file in wanted.items()
-        ]
+        wanted = due if (seed, arm) == (o.seeds[0], ARMS[0]) else {}
         results = record["results"].setdefault(arm, {}).setdefault(name, {})
-        if str(seed) in results and all(answered):
+        if str(seed) in results and not wanted:
             continue
 
         # fine-tune and predict
@@ -602,15 +576,14 @@ def evaluate_task(name: str, o, tokenizer, record: dict) -> bool:
         # keep: answers before scores, since what is killed in between is not finished
         for stem, file in wanted.items():
             write_submission(o.out / file, TASKS[name].labels, guesses[stem])
-            record["answers"][file] = tie(splits[stem], o.out / file)
+            record["answers"][file] = fingerprint(splits[stem][0])
         scores = score(TASKS[name].metrics, dev, guesses)
         one_answer = any(len(set(guesses[stem])) == 1 for stem in dev)
         facts = {"one_answer": one_answer, "train_rows": len(rows["train"]), "seconds": seconds}
-        results[str(seed)] = {"scores": scores, **facts}
+        results[str(seed)] = {"scores": scores} | facts
         write_json(o.out / "glue.json", record)
         values = ", ".join(f"{metric} {100 * x:.1f}" for metric, x in scores.items())
         print(f"{title}: {values} ({seconds} s)", "!" if one_answer else "")
-    return True
 
 
 # ---- the table, the command line ----
@@ -641,29 +614,26 @@ def results_table(record) -> str:
     results = record["results"]
     arms = [arm for arm in ARMS if arm in results]
     names = [name for name in TASKS if name in results[ARMS[0]]]
-    averaged = [name for name in names if name not in NO_AVERAGE]
-
-    def cell(arm, tasks, values):
-        runs = [run for name in tasks for run in results[arm].get(name, {}).values()]
-        return spread(values) + (" !" if any(run["one_answer"] for run in runs) else "")
-
-    table = [["task", "metric", *arms, "majority", "train rows", "s/run"]]
+    table = [["task", "metric", *arms, "majority"]]
     for name in names:
-        runs = {arm: results[arm].get(name, {}).values() for arm in arms}
-        seconds = f"{np.mean([run['seconds'] for run in runs[ARMS[0]]]):.0f}"
-        train_rows = f"{max(run['train_rows'] for run in runs[ARMS[0]]):,}"
         for metric, floor in record["majority"][name].items():
-            cells = [cell(arm, [name], [run["scores"][metric] for run in runs[arm]]) for arm in arms]
-            table.append([name, metric, *cells, spread([floor]), train_rows, seconds])
+            cells = []
+            for arm in arms:
+                runs = results[arm].get(name, {}).values()
+                flag = " !" if any(run["one_answer"] for run in runs) else ""
+                cells.append(spread([run["scores"][metric] for run in runs]) + flag)
+            table.append([name, metric, *cells, spread([floor])])
+
+    averaged = [name for name in names if name not in NO_AVERAGE]
     if averaged:
-        cells = [cell(arm, averaged, seed_means(results[arm], averaged)) for arm in arms]
+        cells = [spread(seed_means(results[arm], averaged)) for arm in arms]
         floor = np.mean([np.mean(list(record["majority"][name].values())) for name in averaged])
-        table.append([f"average of {len(averaged)}", "", *cells, spread([floor]), "", ""])
+        table.append([f"average of {len(averaged)}", "", *cells, spread([floor])])
 
     seeds = sorted({seed for arm in arms for runs in results[arm].values() for seed in runs}, key=int)
     caption = f"GLUE dev sets, percent, mean (standard deviation) over seeds {' '.join(seeds)}, last epoch"
     for name, value in record["settings"].items():
-        if value and name not in ("checkpoint", "code"):
+        if value and name != "checkpoint":
             caption += f", {name} {value}"
     legend = "!: a run gave one answer for every row, so it learnt nothing"
     notes = [f"the average is without {' and '.join(NO_AVERAGE)}", legend, *sum(record["notes"].values(), [])]
@@ -673,10 +643,10 @@ def results_table(record) -> str:
 def task_name(text: str) -> str:
     """The task of this name, however its letters and hyphens are written: sst2 is SST-2."""
     names = {re.sub(r"\W", "", name.lower()): name for name in TASKS}
-    try:
-        return names[re.sub(r"\W", "", text.lower())]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(TASKS)}") from None
+    plain = re.sub(r"\W", "", text.lower())
+    if plain not in names:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(TASKS)}")
+    return names[plain]
 
 
 def make_parser() -> Parser:
@@ -686,7 +656,7 @@ def make_parser() -> Parser:
     # what is judged, and on what
     add("--model", help="checkpoint folder: ours, or one saved by Hugging Face transformers")
     names = ", ".join(TASKS) + " (default: all that are found)"
-    add("--tasks", nargs="+", type=task_name, metavar="TASK", help=names)
+    add("--tasks", nargs="+", type=task_name, default=list(TASKS), metavar="TASK", help=names)
     add("--data-dir", default="data/glue", help="GLUE in the official layout (default: %(default)s)")
     add("--download", action="store_true", help="first fetch the official files that --data-dir lacks")
     # fine-tuning
@@ -713,14 +683,9 @@ def main(argv=None):
     try:
         if min(o.epochs, o.batch_size) < 1 or o.max_length < 8 or o.max_train < 0 or not 0 <= o.lr < math.inf:
             raise ValueError("--epochs and --batch-size start at 1, --max-length at 8, --lr and others at 0")
-        if o.model and o.tasks == ["AX"] and not o.predict:
-            raise ValueError("AX has no labels: it can only be answered, with --predict")
         if not (o.model or o.download):
             raise ValueError("nothing to do: give --model FOLDER or --download")
         o.lr = o.lr or (1e-3 if o.freeze else 1e-4)
-        o.tasks = o.tasks or list(TASKS)
-        if "AX" in o.tasks and "MNLI" not in o.tasks:
-            o.tasks.append("MNLI")  # whose model answers AX
         if o.download:
             download(o.tasks, o.data_dir)
         if o.model:

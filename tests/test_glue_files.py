@@ -134,10 +134,7 @@ def test_ragged_rows_are_skipped_in_one_line(read, capsys):
     texts, _ = read("QQP", "train", QQP + "1\t2\t3\tOne?\n1\t2\t3\tOne?\tTwo?\t1\n1\t2\t3\tA\tB\tC?\tD?\t0\n")
     assert texts == [("One?", "Two?")]
     (line,) = capsys.readouterr().out.splitlines()
-    assert (
-        "QQP" in line
-        and "2 rows with too many or too few columns, or without a gold label, are skipped" in line
-    )
+    assert "QQP" in line and "2 rows with too many or too few columns" in line and "skipped" in line
 
 
 def test_a_ragged_test_row_still_gets_an_answer(read):
@@ -149,6 +146,8 @@ def test_an_unknown_label_names_file_and_line(read):
     wanted = r"RTE.train\.tsv, line 3: label 'maybe' is not entailment or not_entailment"
     with pytest.raises(ValueError, match=wanted):
         read("RTE", "train", RTE + "0\tA\tB\tentailment\n1\tA\tB\tmaybe\n")
+    with pytest.raises(ValueError, match=r"CoLA.train\.tsv, line 2: label '2' is not 0 or 1"):
+        read("CoLA", "train", "gj04\t1\t\tFirst.\ngj04\t2\t\tSecond.\n")  # its first line is a row
 
 
 @pytest.mark.parametrize("text", [RTE, RTE + "\n\n", RTE + "0\tA\n"])
@@ -169,12 +168,10 @@ def test_what_is_no_file_of_glue_is_refused_with_its_beginning(read, task, stem,
     assert content.decode().partition("\n")[0][:15] in str(e.value)
 
 
-def test_a_file_in_latin_1_is_refused_with_the_line(read):
+def test_a_file_in_latin_1_is_refused_by_name(read):
     """With errors="replace" its rows would be trained on as "Caf\\ufffd", and nobody would know."""
-    with pytest.raises(ValueError, match=r"CoLA.train\.tsv, line 2: not UTF-8"):
+    with pytest.raises(ValueError, match=r"CoLA.train\.tsv is no table in UTF-8: "):
         read("CoLA", "train", b"gj04\t1\t\tTea.\ngj04\t1\t\tCaf\xe9.\n")
-    with pytest.raises(ValueError, match="line 3: not UTF-8"):  # behind a byte-order mark, too
-        read("CoLA", "train", b"\xef\xbb\xbfgj04\t1\t\tTea.\n\n\xe9\n")
 
 
 def test_mnli_labels_are_in_the_last_column_whatever_the_number_of_columns(read):
@@ -268,16 +265,24 @@ def written_by(quoting, head, rows) -> str:
 QUOTES = ['He said "no".', '"No", he said.', '"No."', "a\ttab", "a\nline", "plain", ""]
 
 
-@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
-def test_quotes_that_a_csv_writer_doubled_are_undone(read, monkeypatch, quoting):
-    monkeypatch.setitem(glue.TASKS, "Mine", glue.Task("", glue.ACC, ("no", "yes"), ("sentence",)))
-    texts, labels = read(
-        "Mine", "train", written_by(quoting, ["sentence", "label"], [(q, "yes") for q in QUOTES])
-    )
-    assert texts == [(q,) for q in QUOTES] and labels.tolist() == [1] * len(QUOTES)
+def test_quotes_that_a_csv_writer_doubled_are_undone(read):
     rows = [(q, "B", 1, i) for i, q in enumerate(QUOTES)]
-    texts, _ = read("RTE", "train", written_by(quoting, ["sentence1", "sentence2", "label", "idx"], rows))
-    assert texts == [(q, "B") for q in QUOTES]
+    head = ["sentence1", "sentence2", "label", "idx"]
+    texts, labels = read("RTE", "train", written_by(csv.QUOTE_MINIMAL, head, rows))
+    assert texts == [(q, "B") for q in QUOTES] and labels.tolist() == [1] * len(QUOTES)
+
+
+def test_quotes_around_the_names_of_columns_are_refused_by_name(read):
+    text = written_by(csv.QUOTE_ALL, ["sentence1", "sentence2", "label", "idx"], [("A", "B", 1, 0)])
+    with pytest.raises(ValueError, match="must name the columns sentence1, sentence2, label between tabs"):
+        read("RTE", "train", text)
+
+
+@pytest.mark.parametrize("cell", ['"open', '"a" and "b"', '"' + 200_000 * "a"])
+def test_quotes_that_no_csv_writer_wrote_are_refused_by_name(read, cell):
+    """Read as a CSV writer's they would swallow rows."""
+    with pytest.raises(ValueError, match=r"RTE.train\.tsv is no table"):
+        read("RTE", "train", f"sentence1\tsentence2\tlabel\tidx\n{cell}\tB\t1\t0\nA\tB\t1\t1\n")
 
 
 def test_quotes_of_official_files_stay_as_everybody_reads_them(read):
@@ -419,7 +424,7 @@ def test_what_is_complete_is_not_fetched_again(server, tmp_path, capsys):
     [
         (zipped()[:-200], "not a zip file"),
         (PAGE, "not a zip file"),
-        (BROKEN, "not a zip file"),
+        (BROKEN, "more expected"),
         (None, "404"),
         (zipped().replace(b"RTE/dev.tsv", b"RTE/dev.txt"), "no item named 'RTE/dev.tsv'"),
     ],
@@ -442,12 +447,6 @@ def test_a_page_in_place_of_a_file_is_a_failure(server, tmp_path, capsys):
     assert (
         "diagnostic.tsv: its first line must name the columns sentence1, sentence2" in capsys.readouterr().out
     )
-
-
-def test_ax_needs_mnli_so_both_are_downloaded(server, tmp_path):
-    with pytest.raises(SystemExit, match="AX, MNLI not downloaded"):
-        glue.main(["--download", "--data-dir", str(tmp_path), "--tasks", "AX"])
-    assert server["asked"] == ["/glue/AX.tsv", "/glue/MNLI.zip"]
 
 
 def test_a_file_whose_checksum_is_wrong_is_not_written(server, tmp_path, capsys):

@@ -1,7 +1,6 @@
 """glue_eval.py's fine-tuning, its table, continued runs and submissions, on a made-up GLUE."""
 
 import csv
-import inspect
 import json
 import os
 import random
@@ -247,8 +246,8 @@ def test_a_step_never_waits_for_the_device(checkpoint, task, dtype):
     step, _ = one_step(model, o, rows, labels)
     with NoSync():
         step()
-        loss, norm = step()
-    assert torch.isfinite(loss + norm)
+        loss = step()
+    assert torch.isfinite(loss)
 
 
 def test_rows_and_labels_are_sent_without_waiting(checkpoint, monkeypatch):
@@ -261,22 +260,26 @@ def test_rows_and_labels_are_sent_without_waiting(checkpoint, monkeypatch):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     with NoSync():
-        loss, _ = glue.update(model, optimizer, scaler, rows, labels, o)
+        loss = glue.update(model, optimizer, scaler, rows, labels, o)
     assert loss.device.type == "meta"
 
 
-def test_float16_has_the_losses_and_gradients_of_float32(checkpoint):
+def test_float16_has_the_losses_and_gradients_of_float32(checkpoint, monkeypatch):
     rows, labels = some_rows(checkpoint, 8)
-    seen = {}
+    seen, norms = {}, {torch.float32: [], torch.float16: []}
+    clip = torch.nn.utils.clip_grad_norm_
     for dtype in (torch.float32, torch.float16):
+        keep = norms[dtype].append
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a, keep=keep: keep(clip(*a)))
         model, o = build(checkpoint, dtype=dtype)
         step, _ = one_step(model, o, rows, labels)
         torch.manual_seed(0)
-        seen[dtype] = torch.tensor([step() for _ in range(8)]).T
-    losses, norms = seen[torch.float32]
+        seen[dtype] = torch.tensor([step() for _ in range(8)])
+    losses = seen[torch.float32]
     assert losses[-1] < losses[0] - 0.05, "it learns, or nothing is compared"
-    torch.testing.assert_close(seen[torch.float16][0], losses, atol=0.01, rtol=0)
-    torch.testing.assert_close(seen[torch.float16][1], norms, atol=0, rtol=0.05)  # of the loss unscaled
+    torch.testing.assert_close(seen[torch.float16], losses, atol=0.01, rtol=0)
+    gradients = [torch.stack(norms[dtype]) for dtype in (torch.float16, torch.float32)]
+    torch.testing.assert_close(*gradients, atol=0, rtol=0.05)  # of the loss unscaled
 
 
 def test_an_overflow_in_float16_skips_the_step_and_halves_the_scale(checkpoint):
@@ -298,21 +301,26 @@ def test_a_divergence_stops_with_advice(checkpoint, dtype):
     rows, labels = some_rows(checkpoint, 20)
     model, o = build(checkpoint, dtype=dtype, batch_size=1)
     torch.nn.init.constant_(model.bert.encoder["layer"][0].output.dense.bias, float("nan"))
-    with pytest.raises(ValueError, match="RTE: diverged at step 20, loss nan; try a lower --lr"):
+    with pytest.raises(ValueError, match="RTE: diverged at step 20; try a lower --lr"):
         glue.finetune(model, rows, labels, (0, "RTE"), o, "RTE")
     with pytest.raises(ValueError, match="answers NaN"):
         glue.predict(model, rows, o)
 
 
-def test_one_overflow_is_a_divergence_in_float32_alone(checkpoint, monkeypatch):
-    rows, labels = some_rows(checkpoint, 8)
-    overflow = torch.tensor(0.7), torch.tensor(float("inf"))  # loss and gradient norm of the last step
-    monkeypatch.setattr(glue, "update", lambda *_: overflow)
-    model, o = build(checkpoint, dtype=torch.float32)
-    with pytest.raises(ValueError, match="diverged at step 1, loss 0.7"):
+def test_overflows_that_never_end_are_a_divergence(checkpoint, monkeypatch):
+    """float16 skips a step that overflows and halves the scale: from 2^16, 17 in a row leave less than 1."""
+    rows, labels = some_rows(checkpoint, 17)
+
+    def overflowing(model, optimizer, scaler, rows, labels, o):
+        scaler.scale(torch.ones(1))
+        scaler.update(scaler.get_scale() / 2)
+        return torch.tensor(0.7)
+
+    monkeypatch.setattr(glue, "update", overflowing)
+    model, o = build(checkpoint, dtype=torch.float16, batch_size=1)
+    glue.finetune(model, rows[:16], labels[:16], (0, "RTE"), o, "RTE")
+    with pytest.raises(ValueError, match="RTE: diverged at step 17; try a lower --lr or --dtype float32"):
         glue.finetune(model, rows, labels, (0, "RTE"), o, "RTE")
-    o.dtype = torch.float16
-    glue.finetune(model, rows, labels, (0, "RTE"), o, "RTE")
 
 
 # ---- a whole run ----
@@ -341,7 +349,7 @@ def test_a_run_scores_every_task_and_writes_a_valid_submission(evaluate, tmp_pat
             assert {row[1] for row in rows} <= set(text.get(name, ("0", "1"))), name
     with zipfile.ZipFile(folder.with_suffix(".zip")) as archive:
         assert sorted(archive.namelist()) == sorted(f"{name}.tsv" for name in names), "all at the zip's top"
-    assert "It is complete" in out
+    assert "it lacks nothing" in out
 
 
 def test_scores_outside_the_scale_are_clipped_in_a_submission(tmp_path):
@@ -353,7 +361,7 @@ def test_answers_that_are_missing_are_given_by_a_later_start(evaluate, tmp_path)
     _, out = evaluate("--tasks", "MNLI", "--predict")
     folder = tmp_path / "out" / "submission-seed-0"
     assert not (folder / "AX.tsv").exists(), "nobody asked for it"
-    assert "It still lacks CoLA.tsv SST-2.tsv" in out and "WNLI.tsv AX.tsv\n" in out
+    assert "it lacks CoLA, SST-2, MRPC, STS-B, QQP, QNLI, RTE, WNLI, AX\n" in out
     before = (folder / "MNLI-m.tsv").read_bytes()
     evaluate("--tasks", "MNLI", "AX", "--predict")
     assert (folder / "AX.tsv").is_file(), "MNLI is finished, but AX is not"
@@ -386,16 +394,13 @@ def test_answers_belong_to_the_test_file_that_they_answer(evaluate, data, tmp_pa
     assert (folder / "MNLI-m.tsv").read_bytes() == (folder / "MNLI-mm.tsv").read_bytes()
 
 
-def test_answers_that_somebody_changed_or_removed_are_given_again(evaluate, tmp_path):
+def test_answers_that_somebody_removed_are_given_again(evaluate, tmp_path):
     evaluate("--tasks", "RTE", "--predict")
     file = tmp_path / "out/submission-seed-0/RTE.tsv"
     before = file.read_bytes()
-    for content in (b"index\tprediction\n0\tentailment\n", None):
-        file.unlink()
-        if content:
-            file.write_bytes(content)
-        evaluate("--tasks", "RTE", "--predict")
-        assert file.read_bytes() == before
+    file.unlink()
+    evaluate("--tasks", "RTE", "--predict")
+    assert file.read_bytes() == before
 
 
 def test_the_zip_holds_answers_of_this_program_to_glue_alone(evaluate, data, monkeypatch, tmp_path):
@@ -411,6 +416,10 @@ def test_the_zip_holds_answers_of_this_program_to_glue_alone(evaluate, data, mon
     evaluate("--tasks", "Mine", "RTE", "--predict", data_dir=tmp_path / "mine")
     with zipfile.ZipFile(folder.with_suffix(".zip")) as archive:
         assert archive.namelist() == ["RTE.tsv"]
+    (folder / "RTE.tsv").unlink()
+    folder.with_suffix(".zip").unlink()
+    evaluate("--tasks", "Mine", "--predict", data_dir=tmp_path / "mine")
+    assert not list((tmp_path / "out").glob("*.zip")), "RTE's answers are gone"
 
 
 def test_a_task_without_a_file_to_answer_makes_no_zip(evaluate, data, tmp_path):
@@ -433,32 +442,19 @@ def test_the_majority_floor_is_that_of_the_dev_labels(evaluate, tmp_path):
     run = next(line for line in out.splitlines() if line.startswith("MRPC, pretrained, seed 0: accuracy"))
     assert run.endswith(" s) !"), "a collapsed run is flagged"
     assert "- !: a run gave one answer for every row" in out, "and the sign explained below the table"
-    for line in ("MRPC", "average of 1"):
-        assert table_row(out, line)[2].endswith("!"), "in its row and in the average"
+    assert table_row(out, "MRPC")[2].endswith("!"), "in its row"
 
 
 def test_max_train_draws_rows_and_is_in_the_caption(evaluate):
     record, out = evaluate("--tasks", "RTE", "--max-train", 10)
     assert record["results"]["pretrained"]["RTE"]["0"]["train_rows"] == 10
-    assert table_row(out, "RTE")[4] == "10" and "max_train 10" in out
+    assert "RTE: 10 training rows" in out and "max_train 10" in out
 
 
 def test_rows_are_cut_to_the_positions_of_the_checkpoint(evaluate):
     record, out = evaluate("--tasks", "RTE", "--max-length", 512)
     assert record["settings"]["max_length"] == 48
     assert "max_length 48" in out
-
-
-def test_words_that_the_vocabulary_lacks_are_said_with_the_remedy(evaluate, data, tmp_path):
-    _, out = evaluate("--tasks", "RTE")
-    assert "RTE: 64 training rows, 0.0% cut at 32 tokens\n" in out and "[UNK]" not in out
-    (tmp_path / "foreign" / "RTE").mkdir(parents=True)
-    for stem in ("train", "dev"):  # "gut" and "schlecht" are unknown: 11 of 15 letters
-        text = "index\tsentence1\tsentence2\tlabel\n" + "0\tgut\tschlecht barn\tentailment\n" * 8
-        (tmp_path / "foreign" / "RTE" / f"{stem}.tsv").write_text(text)
-    _, out = evaluate("--tasks", "RTE", out="foreign-out", data_dir=tmp_path / "foreign")
-    note = "- RTE: [UNK] stands for 73.3% of the characters; use a checkpoint whose vocabulary fits"
-    assert note in out, "also below the table, where it is copied along"
 
 
 @pytest.mark.parametrize("known, said", [(16, True), (32, False), (48, False), (None, False)])
@@ -469,7 +465,7 @@ def test_places_that_were_never_trained_are_told(evaluate, checkpoint, tmp_path,
     config |= {"trained_length": known} if known else {}
     (tmp_path / "model/config.json").write_text(json.dumps(config))
     _, out = evaluate("--tasks", "RTE", model=tmp_path / "model")  # --max-length 32
-    assert out.count("was trained on rows of 16 tokens") == 2 * said, "now, and below the table"
+    assert ("was trained on rows of 16 tokens" in out) == said
     assert ("--max-length 16 cuts there" in out) == said
 
 
@@ -481,11 +477,6 @@ def test_rows_that_are_cut_are_counted(evaluate, data):
     assert 0.1 < share < 0.9
     _, out = evaluate("--tasks", "RTE", "--max-length", 14)
     assert f"{share:.1%} cut at 14 tokens" in out
-
-
-def test_tasks_are_known_in_any_spelling(evaluate):
-    record, _ = evaluate("--tasks", "rte", "sst2", "Sts-B")
-    assert set(record["results"]["pretrained"]) == {"SST-2", "RTE", "STS-B"}
 
 
 def test_missing_tasks_are_skipped_aloud(evaluate, data, tmp_path):
@@ -578,16 +569,6 @@ def test_a_retrained_checkpoint_or_other_data_are_refused(evaluate, checkpoint, 
         evaluate("--tasks", "RTE", data_dir=tmp_path / "data")
 
 
-def test_results_of_other_code_are_not_mixed_with_these(evaluate, monkeypatch):
-    """Whoever changes the fine-tuning, a metric or the model gets no table of old and new scores."""
-    evaluate("--tasks", "RTE")
-    for part in (glue.update, glue.f1_score, glue.learning_rate, bert.attention):
-        assert inspect.getsource(part) in glue.SOURCE
-    monkeypatch.setattr(glue, "SOURCE", glue.SOURCE.replace("clip_grad_norm_", "no_clip"))
-    with pytest.raises(SystemExit, match="was made with code .*, not .*; choose another --out"):
-        evaluate("--tasks", "RTE")
-
-
 def test_a_task_that_is_read_otherwise_is_another(evaluate, monkeypatch):
     evaluate("--tasks", "RTE")
     monkeypatch.setitem(glue.TASKS, "RTE", replace(glue.TASKS["RTE"], labels=glue.TWO_WAY[::-1]))
@@ -615,7 +596,6 @@ def test_a_refusal_leaves_no_empty_folder(evaluate, tmp_path):
     [
         (["--model", "x", "--lr", "inf"], "--lr and others at 0"),
         (["--model", "x", "--lr", "-1"], "--lr and others at 0"),
-        (["--model", "x", "--tasks", "ax"], "AX has no labels: it can only be answered, with --predict"),
         ([], "nothing to do: give --model FOLDER"),
         (["--model", "no/such/folder"], "no/such/folder: no such file or folder"),
         (["--model", "bert-base-uncased"], "hub is fetched first: hf download NAME --local-dir FOLDER"),
@@ -635,7 +615,7 @@ def test_bad_input_is_one_sentence_and_a_failure(argv, reason):
     "argv, reason",
     [
         (["--max-lenght", "64"], "did you mean --max-length?"),
-        (["--tasks", "rtee"], "'rtee' is none of CoLA, SST-2"),
+        (["--tasks", "rte"], "invalid choice: 'rte' (choose from"),
         (["--seeds", "0,1"], "argument --seeds: invalid int value: '0,1'"),
     ],
 )
@@ -742,3 +722,20 @@ def test_rows_have_cls_and_sep_also_without_a_post_processor(evaluate, checkpoin
     assert scores[0] == scores[1]
     (row,) = glue.encode(bert.load_tokenizer(tmp_path / "model"), [("good",)])
     assert len(row[0]) == 3
+
+
+def test_words_that_the_vocabulary_lacks_are_said_with_the_remedy(evaluate, data, tmp_path):
+    _, out = evaluate("--tasks", "RTE")
+    assert "RTE: 64 training rows, 0.0% cut at 32 tokens\n" in out and "[UNK]" not in out
+    (tmp_path / "foreign" / "RTE").mkdir(parents=True)
+    for stem in ("train", "dev"):  # "gut" and "schlecht" are unknown: 11 of 15 letters
+        text = "index\tsentence1\tsentence2\tlabel\n" + "0\tgut\tschlecht barn\tentailment\n" * 8
+        (tmp_path / "foreign" / "RTE" / f"{stem}.tsv").write_text(text)
+    _, out = evaluate("--tasks", "RTE", out="foreign-out", data_dir=tmp_path / "foreign")
+    note = "- RTE: [UNK] stands for 73.3% of the characters; use a checkpoint whose vocabulary fits"
+    assert note in out, "also below the table, where it is copied along"
+
+
+def test_tasks_are_known_in_any_spelling(evaluate):
+    record, _ = evaluate("--tasks", "rte", "sst2", "Sts-B")
+    assert set(record["results"]["pretrained"]) == {"SST-2", "RTE", "STS-B"}

@@ -55,7 +55,7 @@ def test_a_pretraining_step_that_waits_fails(lab, monkeypatch):
 def test_a_fine_tuning_step_that_waits_fails(lab, monkeypatch):
     update = glue_eval.update
     monkeypatch.setattr(gpu_check, "variants", lambda lab: [])
-    monkeypatch.setattr(glue_eval, "update", lambda *given: update(*given)[0].item())
+    monkeypatch.setattr(glue_eval, "update", lambda *given: update(*given).item())
     with pytest.raises(AssertionError, match="wait"):
         gpu_check.check_waits(lab)
 
