@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # GNU's OpenMP
 os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
 
+import argparse
 import csv
 import hashlib
 import io
@@ -528,6 +529,13 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
     some = [tokenizer.encode(*text) for text in texts[:: 1 + len(texts) // 1000]]
     cut = np.mean([bool(encoding.overflowing) for encoding in some])
     print(f"{name}: {len(texts):,} training rows, {cut:.1%} cut at {o.max_length} tokens")
+    is_unknown = np.hstack([encoding.ids for encoding in some]) == tokenizer.token_to_id("[UNK]")
+    characters = np.diff(np.vstack([encoding.offsets for encoding in some]))[:, 0]  # of each token
+    unknown = characters[is_unknown].sum() / characters.sum()
+    if unknown > 0.02:
+        stands = f"[UNK] stands for {unknown:.1%} of the characters"
+        notes.append(f"{name}: {stands}; use a checkpoint whose vocabulary fits")
+        print(notes[-1])
     record["notes"][name] = notes
 
     # the floor: the commonest answer for every row
@@ -632,6 +640,15 @@ def results_table(record) -> str:
     return "\n".join([markdown(table), "", caption, *(f"- {note}" for note in notes)])
 
 
+def task_name(text: str) -> str:
+    """The task of this name, however its letters and hyphens are written: sst2 is SST-2."""
+    names = {re.sub(r"\W", "", name.lower()): name for name in TASKS}
+    plain = re.sub(r"\W", "", text.lower())
+    if plain not in names:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(TASKS)}")
+    return names[plain]
+
+
 def make_parser() -> Parser:
     """The command line."""
     parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -639,7 +656,7 @@ def make_parser() -> Parser:
     # what is judged, and on what
     add("--model", help="checkpoint folder: ours, or one saved by Hugging Face transformers")
     names = ", ".join(TASKS) + " (default: all that are found)"
-    add("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), metavar="TASK", help=names)
+    add("--tasks", nargs="+", type=task_name, default=list(TASKS), metavar="TASK", help=names)
     add("--data-dir", default="data/glue", help="GLUE in the official layout (default: %(default)s)")
     add("--download", action="store_true", help="first fetch the official files that --data-dir lacks")
     # fine-tuning

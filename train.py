@@ -206,17 +206,6 @@ def refuse_longer_rows(folder, seq_len: int):
 
 # ---- text ----
 
-NO_TEXT = {  # how a file begins that is no plain text: what it is, and the remedy
-    rb"PK\x03\x04|\xd0\xcf\x11\xe0|\{\\rtf|%PDF": "an archive, a PDF or a document of Office: save its text",
-    rb"BZh|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|PAR1": "packed in a way that is not read here: unpack FILE",
-    rb"\xff\xfe|\xfe\xff": "UTF-16: iconv -f UTF-16 -t UTF-8 FILE > NEW",
-    rb'\s*(\[?\s*\{\s*"([^"\\]|\\.)*"\s*:|\[\s*"([^"\\]|\\.)*("\s*[,\]]|\\?$))': "JSON: write its texts to a "
-    "file, as in README, A corpus",
-    rb"(?i)\s*<(doc\b|[a-z]+ [a-z:-]+ ?=|\?xml|!doctype|html|mediawiki)": "markup, which would be learned: "
-    "remove it (WikiExtractor's: sed -E 's#^</?doc.*##' FILE > NEW)",
-}
-UNPACK = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}  # by the first bytes of a file
-
 
 def builtin_corpus(cache) -> Path:
     """English documentation on this machine as a text file in the cache, one document per source file.
@@ -249,15 +238,19 @@ def builtin_corpus(cache) -> Path:
 
 
 def open_text(path):
-    """A text file, unpacked where it is packed. Raises ValueError for what is no plain text."""
+    """A text file, unpacked where it is packed. Raises ValueError for JSON and markup, with the remedy."""
     with open(path, "rb") as file:
-        first = file.read(6)
-    unpack = next((UNPACK[begin] for begin in UNPACK if first.startswith(begin)), open)
+        unpack = {b"\x1f\x8b": gzip.open, b"\xfd7": lzma.open}.get(file.read(2), open)
     with unpack(path, "rb") as file:
         head = file.read(1000).removeprefix(b"\xef\xbb\xbf")  # a mark that some editors write
-    for begin, what in NO_TEXT.items():
-        if re.match(begin, head):
-            raise ValueError(f"{path} is no plain text but {what.replace('FILE', str(path))}")
+    head = head.lstrip().lower()
+    if re.match(rb'[\[{][\[{\s]*"', head):
+        raise ValueError(
+            f"{path} is no plain text but JSON: write its texts to a file, as in README, A corpus"
+        )
+    if head.startswith((b"<doc", b"<?xml", b"<!doctype", b"<html", b"<mediawiki", b"{\\rtf")):
+        remedy = f"remove it (WikiExtractor's: sed -E 's#^</?doc.*##' {path} > NEW)"
+        raise ValueError(f"{path} is no plain text but markup, which would be learned: {remedy}")
     return unpack(path, "rb")
 
 
@@ -271,18 +264,20 @@ def read_documents(paths):
         number = 0
         try:
             with open_text(path) as file:
-                for number, line in enumerate(file, 1):
+                for line in file:
+                    number += 1
                     text = line.decode("utf-8").strip()
                     if "\0" in text:
-                        raise ValueError(f"{path}, line {number}: no plain text (an archive? UTF-16 text?)")
+                        raise UnicodeError("a text has no such byte")
                     if paragraphs and (not text or len(paragraphs) == 1000):
                         yield paragraphs, not text
                         paragraphs = []
                     if text:
                         paragraphs.append(text)
-        except UnicodeDecodeError as error:
-            remedy = f"if it is Latin-1: iconv -f LATIN1 -t UTF-8 {path} > NEW"
-            raise ValueError(f"{path}, line {number}: no UTF-8 text ({error.reason}); {remedy}") from None
+        except UnicodeError:
+            remedy = f"iconv -f LATIN1 -t UTF-8 {path} > NEW (or -f UTF-16)"
+            what = f"no UTF-8 text: {remedy}; unpack archives, export documents"
+            raise ValueError(f"{path}, line {number}: {what}") from None
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise ValueError(f"{path} is damaged or truncated after line {number} ({error})") from None
         if paragraphs:
@@ -311,47 +306,49 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab(), lowercase=not cased).to_str())
 
 
-def encode_text(paths, tokenizer: Tokenizer, facts: Counter):
-    """The token ids of each paragraph, and [SEP] where a document ends; what is read is counted in `facts`.
+def encode_text(paths, tokenizer: Tokenizer, stream):
+    """Write the token ids of each paragraph, and [SEP] where a document ends, to a file: (table, facts).
 
-    With them come the paragraph's hash (0 below KNOWN characters), and whether its document's hash holds it
-    out: equal documents are on the same side.
+    A row of the table [n, 3] is a paragraph or a [SEP]: its tokens, its hash (0 below KNOWN characters), and
+    whether its document's hash holds it out: equal documents are on the same side.
     """
     reader = text_tokenizer(tokenizer)
     unknown, sep = (tokenizer.token_to_id(token) for token in ("[UNK]", "[SEP]"))
+    facts = Counter(unknown=0, too_long=0)
+    table = array("q")
     begins = True
-    for paragraphs, ends in tqdm(
-        read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None
-    ):
+    parts = tqdm(read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None)
+    for paragraphs, ends in parts:
         if begins:  # a long document comes in parts: the first decides for all
             held_out = zlib.crc32("\n".join(paragraphs).encode()) < HELD_OUT * 2**32
         begins = ends
         strange = []  # paragraphs with [UNK]
         encodings = reader.encode_batch_fast(paragraphs, add_special_tokens=False)
         for text, encoding in zip(paragraphs, encodings, strict=True):
-            ids = np.array(encoding.ids, np.int32)
-            if (ids == unknown).any():
+            ids = array("i", encoding.ids)
+            stream.write(ids)
+            table.extend((len(ids), hash(text) if len(text) >= KNOWN else 0, held_out))
+            if unknown in ids:
                 strange.append(text)
-            yield ids, hash(text) if len(text) >= KNOWN else 0, held_out
         if ends:
-            yield np.array([sep], np.int32), 0, held_out
+            stream.write(array("i", [sep]))
+            table.extend((1, 0, held_out))
 
-        facts.update(lines=len(paragraphs), documents=ends)
-        facts.update(characters=sum(len("".join(text.split())) for text in paragraphs))
+        words = " ".join(paragraphs).split()
+        facts.update(lines=len(paragraphs), documents=ends, characters=sum(map(len, words)))
         for encoding in reader.encode_batch(strange, add_special_tokens=False):
             pieces = zip(encoding.ids, encoding.offsets, strict=True)
             spans = [stop - start for number, (start, stop) in pieces if number == unknown]
             facts.update(unknown=sum(spans), too_long=sum(span for span in spans if span > 100))
-        if facts["words"] < 50_000:  # the beginning tells what lower-casing does
-            words = " ".join(paragraphs).split()
-            facts.update(words=len(words), changed=sum(is_changed(word, tokenizer) for word in words))
+        if facts["words"] < 50_000:  # the beginning tells what lower-casing would take away
+            facts.update(words=len(words), changed=sum(map(has_capitals_or_marks, words)))
+    return np.frombuffer(table, np.int64).reshape(-1, 3), facts
 
 
-def is_changed(word: str, tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer takes capitals, accents or other marks away; what is invisible does not count."""
-    read = "".join(tokenizer.normalizer.normalize_str(word).split())  # it puts spaces around Chinese
-    seen = "".join(filter(str.isprintable, word))
-    return unicodedata.normalize("NFC", read) != unicodedata.normalize("NFC", seen)
+def has_capitals_or_marks(word: str) -> bool:
+    """Whether BERT's lower-casing, which takes accents and other marks away too, would change a word."""
+    letters = unicodedata.normalize("NFD", word)
+    return any(letter.isupper() or unicodedata.category(letter) == "Mn" for letter in letters)
 
 
 def tokenise(paths, tokenizer: Tokenizer, folder: Path):
@@ -360,36 +357,31 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
     Nothing is left out of the training text. Of the held-out text each paragraph of KNOWN characters or more
     is left out that the training text has too, so that no exam asks for it.
     """
-    facts = Counter(unknown=0, too_long=0)
-    table = array("q")  # of each paragraph and each [SEP]: tokens, hash, is its document held out by hash?
     everything = folder / "text.ids"
     with open(everything, "wb") as stream:
-        for ids, key, by_hash in encode_text(paths, tokenizer, facts):
-            stream.write(ids.tobytes())
-            table.extend((len(ids), key, by_hash))
-    if not table:
+        table, facts = encode_text(paths, tokenizer, stream)
+    if not len(table):
         raise ValueError(f"{paths[0]}: 0 tokens are too few to learn from")
 
     # The sides are settled last, when it is known how much there is.
-    tokens, held_out, known = split(*np.frombuffer(table, np.int64).reshape(-1, 3).T)
-    asked = folder / "held_out.ids"
+    tokens, held_out, known = split(*table.T)
+    sep = np.int32(tokenizer.token_to_id("[SEP]")).tobytes()
+    before = sep
     with (
         open(everything, "rb") as stream,
         open(folder / "train.ids", "wb") as train,
-        open(asked, "wb") as exam,
+        open(folder / "held_out.ids", "wb") as exam,
     ):
-        for first in range(0, len(tokens), 2000):
-            part = slice(first, first + 2000)
-            ids = np.fromfile(stream, np.int32, tokens[part].sum())
-            ids[np.repeat(~held_out[part], tokens[part])].tofile(train)
-            ids[np.repeat(held_out[part] & ~known[part], tokens[part])].tofile(exam)
+        for count, is_held_out, is_known in zip(tokens, held_out, known, strict=True):
+            ids = stream.read(4 * count)
+            if not is_held_out:
+                train.write(ids)
+            elif ids and not is_known and (ids != sep or before != sep):  # no [SEP] of what is left out whole
+                exam.write(ids)
+                before = ids
     everything.unlink()
-
-    # A document of which nothing is left leaves no [SEP] either.
-    ids = np.fromfile(asked, np.int32)
-    end = ids == tokenizer.token_to_id("[SEP]")
-    ids[~end | ~np.append(True, end[:-1])].tofile(asked)
-    write_json(folder / "facts.json", facts | {"left_out": int(known.sum())})
+    facts["left_out"] = int(known.sum())
+    write_json(folder / "facts.json", facts)
 
 
 def split(tokens, keys, by_hash):
@@ -418,8 +410,8 @@ def split(tokens, keys, by_hash):
 
 # Text that was prepared by other rules is not used again: of these functions, constants, this tokenizers.
 RULES = (builtin_corpus, open_text, read_documents, learn_vocabulary, text_tokenizer)
-RULES += (encode_text, is_changed, tokenise, split)
-SETTINGS = (HELD_OUT, KNOWN, NO_TEXT, tokenizers.__version__)
+RULES += (encode_text, has_capitals_or_marks, tokenise, split)
+SETTINGS = (HELD_OUT, KNOWN, tokenizers.__version__)
 TEXT_RULES = hashlib.sha256(f"{[*map(inspect.getsource, RULES)]} {SETTINGS}".encode()).hexdigest()[:8]
 
 
@@ -435,19 +427,15 @@ def prepare_text(o):
     tokenizer = None
     if o.from_ or o.vocab:
         tokenizer = load_tokenizer(o.from_ or o.vocab, lowercase=False if o.cased else None)
-    settings = Path(o.vocab) / "tokenizer_config.json"
-    if o.cased and o.vocab and settings.is_file() and read_json(settings).get("do_lower_case"):
-        raise ValueError(f"{o.vocab} has no capital letters: leave --cased out, or take a cased vocabulary")
     name = hashlib.sha256((tokenizer.to_str() if tokenizer else f"learn {o.vocab_size} {o.cased}").encode())
     for path in paths:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError(
-                f"{path} is a folder, or a pipe that can be read only once: write a file from it"
-            )
+        if not Path(path).is_file():
+            raise ValueError(f"{path} is no file (a pipe can be read only once: write it to a file)")
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 name.update(block)
         name.update(b"\0")  # a document ends here
+
     folder = cache / f"{name.hexdigest()[:16]}-{TEXT_RULES}"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-") as work:
@@ -477,14 +465,13 @@ def prepare_text(o):
 
 def why_unknown(o, facts: dict) -> str:
     """How much [UNK] stands for, why, and what to do."""
-    share = f"[UNK] stands for {facts['unknown'] / facts['characters']:.1%} of the characters:"
     if facts["too_long"] > facts["unknown"] / 2:
-        return f"{share} words of over 100 characters; see README, Texts that are not prose"
-    if not o.from_ and not o.vocab:
-        return f"{share} letters that are too rare for the learned vocabulary: a larger --vocab-size has more"
-    option = "--from" if o.from_ else "--teacher" if o.vocab == getattr(o, "teacher", "") else "--vocab"
-    where = f"the vocabulary of {option} {o.from_ or o.vocab}"
-    return f"{share} letters that {where} lacks: use one that was made for such text"
+        why = "words of over 100 characters; see README, Texts that are not prose"
+    elif given := o.from_ or o.vocab:
+        why = f"letters that the vocabulary of {given} lacks: use one that was made for such text"
+    else:
+        why = "letters that are too rare for the learned vocabulary: a larger --vocab-size has more"
+    return f"[UNK] stands for {facts['unknown'] / facts['characters']:.1%} of the characters: {why}"
 
 
 def describe_text(run) -> str:
@@ -501,12 +488,11 @@ def describe_text(run) -> str:
         f'words   {len(run.vocab):,} pieces; "Café" is read as "{cafe}"',
     ]
     if facts["left_out"]:
-        lines.append(
-            f"note    {facts['left_out']:,} held-out paragraphs are in the training text: not examined"
-        )
+        left_out = f"{facts['left_out']:,} held-out paragraphs"
+        lines.append(f"note    {left_out} are in the training text: not examined")
     if unknown > 0.02:
         lines.append(f"WARNING: {why_unknown(run.o, facts)}")
-    if changed > 0.25:
+    if changed > 0.25 and run.tokenizer.normalizer.lowercase:
         lines.append(f'WARNING: {changed:.0%} of the words lose capitals or accents like "Café": try --cased')
     if masks < 1000:
         lines.append(f"WARNING: the exam has {masks} masked tokens, too few for an exact held-out loss")

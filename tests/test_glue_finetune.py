@@ -722,3 +722,20 @@ def test_rows_have_cls_and_sep_also_without_a_post_processor(evaluate, checkpoin
     assert scores[0] == scores[1]
     (row,) = glue.encode(bert.load_tokenizer(tmp_path / "model"), [("good",)])
     assert len(row[0]) == 3
+
+
+def test_words_that_the_vocabulary_lacks_are_said_with_the_remedy(evaluate, data, tmp_path):
+    _, out = evaluate("--tasks", "RTE")
+    assert "RTE: 64 training rows, 0.0% cut at 32 tokens\n" in out and "[UNK]" not in out
+    (tmp_path / "foreign" / "RTE").mkdir(parents=True)
+    for stem in ("train", "dev"):  # "gut" and "schlecht" are unknown: 11 of 15 letters
+        text = "index\tsentence1\tsentence2\tlabel\n" + "0\tgut\tschlecht barn\tentailment\n" * 8
+        (tmp_path / "foreign" / "RTE" / f"{stem}.tsv").write_text(text)
+    _, out = evaluate("--tasks", "RTE", out="foreign-out", data_dir=tmp_path / "foreign")
+    note = "- RTE: [UNK] stands for 73.3% of the characters; use a checkpoint whose vocabulary fits"
+    assert note in out, "also below the table, where it is copied along"
+
+
+def test_tasks_are_known_in_any_spelling(evaluate):
+    record, _ = evaluate("--tasks", "rte", "sst2", "Sts-B")
+    assert set(record["results"]["pretrained"]) == {"SST-2", "RTE", "STS-B"}

@@ -53,8 +53,8 @@ while [ $# -gt 1 ]; do
     "$env/bin/pip" install --quiet --disable-pip-version-check -r "$work/requirements.txt"
 
     programs="all run"
-    options=(--corpus "$work/text.txt" --cache "$work/cache-$1" --vocab-size 300 --seq-len 32 --steps 40 --eval-every 20)
-    try train.py "${options[@]}" --out "$work/model"
+    options=(--corpus "$work/text.txt" --cache "$work/cache-$1" --seq-len 32 --steps 40 --eval-every 20)
+    try train.py "${options[@]}" --vocab-size 300 --out "$work/model"
     try distill.py "${options[@]}" --teacher "$work/model" --masking teacher --out "$work/student"
     try glue_eval.py --model "$work/model" --data-dir "$work/glue" --tasks SST-2 --seeds 0 --epochs 1 --out "$work/glued"
 
