@@ -368,7 +368,7 @@ def atomic_write(path: Path, write):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         if isinstance(error, RuntimeError) and "memory" in str(error):
-            raise  # not the disk: distill.py computes while it writes
+            raise  # it is not the disk that is full
         reason = getattr(error, "strerror", None) or "is the disk full?"
         raise OSError(f"cannot write {path} ({reason}); what was saved before is untouched") from error
     finally:
