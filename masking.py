@@ -209,12 +209,15 @@ def candidate_budget(count: int, mask_ratio: float, factor: float) -> int:
 
 
 def _budgets(eligible, mask_ratio, factor=1.0) -> torch.Tensor:
-    """candidate_budget of every row of eligible [B, T]: long [B]. A table, since it waits for no GPU."""
+    """candidate_budget of every row of eligible [B, T]: long [B]. A formula, since it waits for no GPU."""
     candidate_budget(0, mask_ratio, factor)  # refuses what it refuses
-    n = torch.arange(eligible.shape[1] + 1, dtype=torch.float64)  # on the CPU: not all devices have float64
+    count = eligible.sum(-1)
+    if count.device.type == "mps":
+        count = count.cpu()  # Apple's GPUs have no float64, in which Python rounds
+    n = count.double()
     k = (mask_ratio * n).round().clamp_min(1).minimum(n)
-    table = (factor * k).round().minimum(n).long()
-    return table.to(eligible.device, non_blocking=eligible.is_cuda)[eligible.sum(-1)]
+    budget = (factor * k).round().minimum(n).long()
+    return budget.to("mps") if eligible.device.type == "mps" else budget
 
 
 def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
