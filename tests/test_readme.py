@@ -17,9 +17,9 @@ from model import load_tokenizer
 TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
-def block(below: str) -> str:
-    """The Python that the README shows below these words."""
-    return re.search(re.escape(below) + r".*?```python\n(.*?)```", TEXT, re.S)[1]
+def block(below: str, text=TEXT) -> str:
+    """The Python that the README, or another page, shows below these words."""
+    return re.search(re.escape(below) + r".*?```python\n(.*?)```", text, re.S)[1]
 
 
 def paste(path, table: str, text: str):
@@ -151,9 +151,10 @@ def test_what_the_datasets_library_writes_is_read(run, tmp_path):
 
 SECTION = re.search(r"\n## Texts that are not prose\n(.*?)\n## ", TEXT, re.S)[1]
 ROWS = re.findall(r"^\| ([^|`]+) \| `([^`]+)`[^|]* \| `([^`]+)` \|$", SECTION, re.M)
-CODES = block("For records")
+PAGE = (PROJECT / "tests/lab/texts.md").read_text(encoding="utf-8")
+CODES = block("## Records of codes", PAGE)
 WIKIPEDIA = block("**A public corpus:**")
-WIKITEXT = block("WikiText-103")
+WIKITEXT = block("## WikiText-103", PAGE)
 
 
 def texts_like(line: str) -> list:
