@@ -289,8 +289,9 @@ def select_positions(
     generator=None,
     word_start=None,  # bool [B, T], False where a piece continues a word: mask whole words
 ) -> torch.Tensor:
-    """Pick k = mask_budget(|E|, mask_ratio) positions of every row, in whole words at most k: bool [B, T].
+    """Pick k = mask_budget(|E|, mask_ratio) positions of every row: bool [B, T].
 
+    Whole words are chosen by their mean entropy, at most k pieces, and single pieces where no word fits.
     Raises ValueError for an unknown rule, a missing entropy or a bad temperature.
     """
     if rule not in RULES:
@@ -343,8 +344,8 @@ def _order(rule, entropy, pool, eligible, temperature, generator):
 def _take(count, rule, entropy, pool, eligible, temperature, generator, word_start):
     """The first count [B] of each row in the order of the rule: bool [B, T].
 
-    Whole words are ordered by their mean entropy, and one that no longer fits into what is left of count is
-    passed over. In a row in which every word is longer than count, each piece is a word.
+    A word that no longer fits into what is left of count is passed over. In a row in which every word is
+    longer than count, each piece is a word.
     """
     if word_start is None:
         order = _order(rule, entropy, pool, eligible, temperature, generator)
