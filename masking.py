@@ -209,12 +209,15 @@ def candidate_budget(count: int, mask_ratio: float, factor: float) -> int:
 
 
 def _budgets(eligible, mask_ratio, factor=1.0) -> torch.Tensor:
-    """candidate_budget of every row of eligible [B, T]: long [B]. A table, since it waits for no GPU."""
+    """candidate_budget of every row of eligible [B, T]: long [B]. A formula, since it waits for no GPU."""
     candidate_budget(0, mask_ratio, factor)  # refuses what it refuses
-    n = torch.arange(eligible.shape[1] + 1, dtype=torch.float64)  # on the CPU: not all devices have float64
+    count = eligible.sum(-1)
+    if count.device.type == "mps":
+        count = count.cpu()  # Apple's GPUs have no float64, in which Python rounds
+    n = count.double()
     k = (mask_ratio * n).round().clamp_min(1).minimum(n)
-    table = (factor * k).round().minimum(n).long()
-    return table.to(eligible.device, non_blocking=eligible.is_cuda)[eligible.sum(-1)]
+    budget = (factor * k).round().minimum(n).long()
+    return budget.to("mps") if eligible.device.type == "mps" else budget
 
 
 def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
@@ -286,8 +289,9 @@ def select_positions(
     generator=None,
     word_start=None,  # bool [B, T], False where a piece continues a word: mask whole words
 ) -> torch.Tensor:
-    """Pick k = mask_budget(|E|, mask_ratio) positions of every row, in whole words at most k: bool [B, T].
+    """Pick k = mask_budget(|E|, mask_ratio) positions of every row: bool [B, T].
 
+    Whole words are chosen by their mean entropy, at most k pieces, and single pieces where no word fits.
     Raises ValueError for an unknown rule, a missing entropy or a bad temperature.
     """
     if rule not in RULES:
@@ -340,8 +344,8 @@ def _order(rule, entropy, pool, eligible, temperature, generator):
 def _take(count, rule, entropy, pool, eligible, temperature, generator, word_start):
     """The first count [B] of each row in the order of the rule: bool [B, T].
 
-    Whole words are ordered by their mean entropy, and one that no longer fits into what is left of count is
-    passed over. In a row in which every word is longer than count, each piece is a word.
+    A word that no longer fits into what is left of count is passed over. In a row in which every word is
+    longer than count, each piece is a word.
     """
     if word_start is None:
         order = _order(rule, entropy, pool, eligible, temperature, generator)

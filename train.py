@@ -68,7 +68,6 @@ HELD_OUT = 0.02  # share of the text, from half of that to 2.5 times as much
 KNOWN = 50  # characters of a paragraph that no exam asks for if the training text has it too
 EXAM_ROWS = 512
 EXAM_RATIO = 0.15  # the held-out exam is the same for every run, whatever ratio it trains with
-HELP = "see README, When masks collapse"
 PLATEAU = 0.3  # nats below the unigram loss at which a run has left the plateau
 
 # ---- options ----
@@ -79,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         known = re.findall(r"--[a-z][a-z-]+", self.format_help())
-        typed = [word for word in re.findall(r"--[\w-]+", message) if word not in known]
+        typed = set(re.findall(r"--[\w-]+", message)) - set(known)
         meant = [near for word in typed for near in difflib.get_close_matches(word, known, 1)]
         hint = f"; did you mean {' '.join(meant)}?" if meant else ""
         if "teacher" in message and "--teacher" not in known:
@@ -159,13 +158,12 @@ def refuse_idle(o, parser, needs: dict):
 
 def check(o, parser, world: int):
     """Fill in the default learning rate; raise ValueError for options that cannot work together."""
-    counts = ("steps", "eval_every", "batch_size", "accumulate", "candidates")
-    bounds = {name: (1, math.inf) for name in counts}
-    bounds |= {name: (0, math.inf) for name in ("seed", "max_tokens", "lr")}
+    bounds = dict.fromkeys(["steps", "eval_every", "batch_size", "accumulate", "candidates"], (1, math.inf))
+    bounds |= dict.fromkeys(["seed", "max_tokens", "lr"], (0, math.inf))
     bounds |= {"seq_len": (8, math.inf), "vocab_size": (100, math.inf), "dropout": (0, 0.9)}
     bounds |= {"select_temperature": (1e-6, math.inf)}
+    bounds |= dict.fromkeys(["warmup", "entropy_warmup"], (0, o.steps))
     refuse_out_of_bounds(o, bounds)
-    refuse_out_of_bounds(o, {"warmup": (0, o.steps), "entropy_warmup": (0, o.steps)})
     if o.batch_size % (o.accumulate * world):
         raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} slices")
 
@@ -590,6 +588,7 @@ class MaskedLoss(torch.autograd.Function):
         work = compiled or loss_of_rows
         results = [work(z, slope, label, ctx.unit) for z, slope, label in zip(*parts, strict=True)]
         loss, correct, entropy, own = torch.cat(results).T
+
         word = labels.clamp_min(0)[..., None]
         gradient.scatter_(-1, word, own.to(gradient.dtype).view(word.shape))
         correct = correct.sum()
@@ -675,31 +674,23 @@ def pick_hardware(asked: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 
 
 def unused_hardware(asked: str, device: torch.device) -> list[str]:
-    """Sentences on what `--device auto` found on this machine and does not use, each with the remedy."""
+    """A sentence on a card that is in this machine and not used by `--device auto`, with the remedy."""
     if asked != "auto" or device.type != "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return []
     if torch.backends.mps.is_available():
         return ["Apple's GPU is not used: --device mps tries it (untested)"]
-    build = f"torch {torch.__version__}"
-    if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        card = f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
-        why = f"{build} has kernels for {' '.join(torch.cuda.get_arch_list())} alone"
-    else:
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        try:
-            found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-            card, driver = found.splitlines()[0].split(", ")
-        except (OSError, subprocess.SubprocessError, LookupError, ValueError):
-            return []  # no driver, or no card
-        cuda = torch.version.cuda
-        needed = "580" if cuda and cuda.startswith("13") else "525"
-        why = f"{build} does not start CUDA with driver {driver}"
-        if not cuda:
-            why = f"{build} is a build for CPUs"
-        elif driver < needed:
-            why = f"driver {driver} is older than {needed}, which CUDA {cuda} of {build} needs"
-    return [f"{card} is not used: {why}; README, Install, says which torch fits"]
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []  # no driver, or no card
+    card = found.partition("\n")[0].replace(", ", ", driver ")
+    why = f"does not start CUDA {torch.version.cuda} with it"
+    if torch.version.cuda is None:
+        why = "is a build for CPUs"
+    elif torch.cuda.is_available():
+        why = f"has kernels for {' '.join(torch.cuda.get_arch_list())} alone"
+    return [f"{card}, is not used: torch {torch.__version__} {why}; README, Install, says which torch fits"]
 
 
 def keep_freed_ram():
@@ -727,13 +718,12 @@ def compile_parts(model):
 class Pretraining:
     """Hardware, text, model, optimiser, and what was measured so far. distill.py overrides the hooks."""
 
-    judged = "loss"  # which of the figures that `loss` measures tells a divergence
-
     def __init__(self, o):
         self.o = o
         self.step = 0
         self.seconds = 0.0  # of training, without evaluations
         self.log = []  # a dict per evaluation
+        self.columns = {}  # what each of them says besides
         # Since the last evaluation, as running sums:
         self.sums = {}  # what `loss` measures, over the masked tokens
         self.seen = {}  # steps; ids [V], how often each word piece was masked; distinct, of them per step
@@ -755,6 +745,9 @@ class Pretraining:
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.dtype = pick_hardware(o.device, o.dtype)
+        self.hardware = platform.machine()
+        if self.device.type == "cuda":
+            self.hardware = torch.cuda.get_device_name(self.device)
         # Matrix products in the chosen dtype; weights, softmax, LayerNorm and loss stay float32.
         mixed = self.dtype != torch.float32
         self.autocast = partial(torch.autocast, self.device.type, self.dtype, enabled=mixed)
@@ -777,6 +770,7 @@ class Pretraining:
                 prepare_text(wanted)  # the others wait, and find it done
             dist.init_process_group(timeout=timedelta(days=1))  # texts and tables may take long
         self.tokenizer, self.train_ids, self.held_out_ids, self.text_key = prepare_text(wanted)
+        self.content = {"text": self.text_key}  # what a resumed run must find as it was
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
         self.pieces = sorted(self.vocab, key=self.vocab.get)
@@ -849,35 +843,51 @@ class Pretraining:
             return self.memory.read(self.send(index))
         return self.read(self.model, ids, candidates)
 
-    def made_of(self) -> dict:
-        """What a resumed run must find as it was: {what: a name for its content}."""
-        return {"text": self.text_key}
-
-    def more_columns(self) -> dict:
-        """What else each line of the log says."""
-        return {}
-
-    def more_lines(self) -> list[str]:
-        """What else the summary says."""
-        return []
+    def summary(self) -> list[str]:
+        """What is printed of a run before it starts."""
+        o = self.o
+        size = sum(p.numel() for p in self.model.parameters())
+        masks = f"{o.masking}, {self.masks_per_row} of {o.seq_len - 2} tokens per row"
+        if o.masking != "random":
+            masks += f", {o.select} of {o.reading} entropy after {self.random_steps:,} random steps"
+        lines = [
+            f"model   {o.from_ or o.size}: {size:,} parameters; {self.hardware}, {str(self.dtype)[6:]}",
+            describe_text(self),
+            f"steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}",
+            f"masks   {masks}",
+            f"unigram {self.unigram_loss:.3f} nats per token: the held-out loss of one that knows word "
+            "frequencies alone",
+        ]
+        begins = self.random_steps
+        if o.masking == "self" and o.reading == "memory":
+            begins = max(begins, self.row_count // o.batch_size)  # the first row that comes again
+        if o.masking != "random" and begins >= o.steps:
+            known = f"no entropy is known before step {begins:,}"
+            lines.append(f"WARNING: {known}: to its end this run is --masking random")
+        lines += [f"note    {unused}" for unused in unused_hardware(o.device, self.device)]
+        if self.device.type == "cuda" and o.batch_size * o.seq_len < 2**14:
+            lines.append("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
+        return lines
 
     # -- one step --
 
     def update(self):
         """One step: rows, masks, loss, gradient, new weights. Nothing here waits for a GPU."""
         o = self.o
-        rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
+        size = len(self.vocab)
         torch.manual_seed(seed_for(o.seed, "dropout", self.step) + self.rank)
 
-        # Rows: a function of (seed, step). Where the masks are is all in which rules differ.
+        # Rows, ids [B, T]: a function of (seed, step), the same for all rules.
         index = rows_of_step(o, self.step, self.row_count)
         ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep))
+
+        # Masks: where they are is all in which rules differ. The head runs at these places [B, k] alone.
+        rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
         selected = self.choose(ids, index, rng)
-        size = len(self.vocab)
         corrupted, labels = masking.corrupt(ids, selected, self.mask, size, self.special, o.corruption, rng)
-        places = masking.as_places(selected, self.masks_per_row)  # [B, k]: the head runs at these alone
+        places = masking.as_places(selected, self.masks_per_row)
         labels = labels.gather(1, places)
-        masked = labels != IGNORE
+        masked = labels != IGNORE  # a row with a [SEP] inside may have fewer masks than places
 
         # The gradient of the mean over all masked tokens of the step, a slice of rows at a time.
         count = masked.sum().clamp_min(1)
@@ -914,10 +924,11 @@ class Pretraining:
         if o.masking == "random" or self.step < self.random_steps:
             rule = "random"
         read = partial(self.entropies, ids, index)
+        eligible = self.maskable(ids)
         candidates = o.candidates if o.reading == "blank" else None
+        tau = o.select_temperature
         words = ~self.continues[ids] if o.whole_word else None  # where they start
-        settings = (o.mask_ratio, candidates, o.select_temperature, rng, words)
-        return masking.choose_masks(read, self.maskable(ids), rule, *settings)[0]
+        return masking.choose_masks(read, eligible, rule, o.mask_ratio, candidates, tau, rng, words)[0]
 
     def maskable(self, ids) -> torch.Tensor:
         """Which tokens may be masked: bool [B, T]."""
@@ -952,6 +963,10 @@ class Pretraining:
             dist.all_reduce(tensor)
         return tensor
 
+    def wait_for_others(self):
+        """Until every process has come this far."""
+        self.sum_over_processes(torch.zeros(1, device=self.device)).item()
+
     def sum_gradients(self):
         """The gradient of a sum is the sum of gradients: one call for all of them, under torchrun alone."""
         if self.world > 1:
@@ -966,10 +981,8 @@ class Pretraining:
         masks = self.seen["ids"].sum().item()
         return {name: value / masks for name, value in zip(self.sums, sums, strict=True)}
 
-    def refuse_divergence(self, loss: float):
-        """Raise ValueError where a loss is not finite or beyond guessing, or float16 loses gradients."""
-        start = self.log[0]["held_out_loss"] if self.log else loss
-        worst = max(3 * np.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
+    def refuse_divergence(self, loss: float, worst: float = math.inf):
+        """Raise ValueError where a loss is not finite or not below `worst`, or float16 loses gradients."""
         scale = self.scaler.get_scale()
         if not loss < worst or scale < 1:  # NaN is not below anything
             kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
@@ -997,30 +1010,36 @@ class Pretraining:
             if self.sums:  # before the first step there are none
                 line |= self.means() | self.mask_figures(**self.last)
                 line["lr"] = self.optimizer.param_groups[0]["lr"]
-        self.refuse_divergence(loss)
+        start = self.log[0]["held_out_loss"] if self.log else loss
+        worst = max(3 * math.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
+        self.refuse_divergence(loss, worst)
 
-        plateau = loss > self.unigram_loss - PLATEAU and all(past["on_plateau"] for past in self.log)
+        above_unigram = loss - self.unigram_loss
+        plateau = above_unigram > -PLATEAU and all(past["on_plateau"] for past in self.log)
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "on_plateau": int(plateau)}
-        line |= {"seconds": round(self.seconds, 2), "tokens_per_second": round(speed)} | self.more_columns()
+        line |= {"seconds": round(self.seconds, 2), "tokens_per_second": round(speed)} | self.columns
         self.log.append(line)
         if self.rank == 0:
-            where = "on the plateau" if plateau else f"{loss - self.unigram_loss:+.2f} from the unigram loss"
+            where = "on the plateau" if plateau else f"{above_unigram:+.2f} from the unigram loss"
             tqdm.write(f"step {self.step:,}: held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}")
-            above = loss - min(past["held_out_loss"] for past in self.log)
-            enough = self.seen and self.seen["ids"].sum() >= 1000  # fewer masks say little
-            common = line["commonest_share"] if enough else 0.0
-            if above > 0.3:
-                tqdm.write(f"WARNING: held-out loss {above:.2f} above its best; {HELP}")
-            elif above > 0.02 and common > 2.5 * self.unigram.max():
-                tqdm.write(f"WARNING: held-out loss rises, one word has {common:.1%} of the masks; {HELP}")
+            self.warn_of_collapse()
             self.save()
         self.sums = {}
         self.seen = {}
 
+    def warn_of_collapse(self):
+        """Say it where the held-out loss rises far, or rises while one word takes over the masks."""
+        above = self.log[-1]["held_out_loss"] - min(past["held_out_loss"] for past in self.log)
+        common = self.log[-1].get("commonest_share", 0.0)
+        too_common = common > 2.5 * self.unigram.max() and self.seen["ids"].sum() >= 1000
+        if above > 0.3 or (above > 0.02 and too_common):
+            what = f"held-out loss {above:.2f} above its best, the commonest mask {common:.1%} of all"
+            tqdm.write(f"WARNING: {what}; see README, When masks collapse")
+
     def save(self):
         """Write checkpoint.pt, the model folder and the log; each file whole, or as it was."""
         out = Path(self.o.out)
-        state = {"options": vars(self.o), "step": self.step, "seconds": self.seconds} | self.made_of()
+        state = {"options": vars(self.o), "step": self.step, "seconds": self.seconds} | self.content
         state |= {"log": self.log, "memory": vars(self.memory) if self.memory else {}}
         state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state["scaler"] = self.scaler.state_dict()
@@ -1033,12 +1052,10 @@ class Pretraining:
 
     def load(self, state: dict):
         """Continue where a checkpoint stopped. Raises ValueError where it is of another text (or teacher)."""
-        for name, key in self.made_of().items():
+        for name, key in self.content.items():
             if state.get(name) != key:
-                content, _, rules = str(state.get(name)).partition("-")
-                older = name == "text" and (not rules or key.startswith(content))
-                what = "older rules for text" if older else f"another {name}"
-                raise ValueError(f"{self.o.out} began with {what}: put it back, or start anew")
+                remedy = "put it back or, if this program was updated, start anew --from it"
+                raise ValueError(f"{self.o.out} began with another {name}: {remedy}")
         for name in ("step", "seconds", "log"):
             setattr(self, name, state[name])
         self.model.load_state_dict(state["weights"])
@@ -1067,7 +1084,7 @@ def train(run: Pretraining):
             evaluate = run.step % o.eval_every == 0 or run.step == o.steps
             if evaluate or run.step % 20 == 0:  # not every step: reading a number waits for the GPU
                 means = run.means()
-                run.refuse_divergence(means[run.judged])
+                run.refuse_divergence(means["loss"])
                 seconds = time.perf_counter() - mark
                 speed = (run.step - run.log[-1]["step"]) * o.batch_size * o.seq_len / seconds
                 shown = {name: f"{value:.3f}" for name, value in means.items()}
@@ -1078,15 +1095,15 @@ def train(run: Pretraining):
                 mark = time.perf_counter()
 
 
-def record(run: Pretraining, hardware: str):
+def record(run: Pretraining):
     """Write args.json: what a run is and how it began; a resumed run adds its command to the list there."""
     commit = ""
     with suppress(OSError):  # git is not installed
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    now = {"command": " ".join(sys.argv), "git_commit": commit, "versions": versions, "device": hardware}
-    now |= {"processes": run.world, "cpus": os.cpu_count()}
+    now = {"command": " ".join(sys.argv), "git_commit": commit, "versions": versions}
+    now |= {"device": run.hardware, "processes": run.world, "cpus": os.cpu_count()}
     facts = now | {"options": vars(run.o), "text": run.text_key, "unigram_floor": run.unigram_loss}
     path = Path(run.o.out, "args.json")
     if run.o.resume:
@@ -1094,34 +1111,6 @@ def record(run: Pretraining, hardware: str):
             facts = read_json(path)
             facts["resumed"] = [*facts.get("resumed", []), now | {"step": run.step}]
     write_json(path, facts)
-
-
-def describe(run: Pretraining):
-    """Print what a run is before it starts, and write it to args.json."""
-    o = run.o
-    hardware = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else platform.machine()
-    record(run, hardware)
-    size = sum(p.numel() for p in run.model.parameters())
-    masks = f"{o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens per row"
-    if o.masking != "random":
-        masks += f", {o.select} of {o.reading} entropy after {run.random_steps:,} random steps"
-    print(f"""\
-model   {o.from_ or o.size}: {size:,} parameters; {hardware}, {str(run.dtype)[6:]}
-{describe_text(run)}
-steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}
-masks   {masks}
-unigram {run.unigram_loss:.3f} nats per token: the held-out loss of one that knows word frequencies alone""")
-    for more in run.more_lines():
-        print(more)
-    begins = run.random_steps
-    if o.masking == "self" and o.reading == "memory":
-        begins = max(begins, run.row_count // o.batch_size)  # the first row that comes again
-    if o.masking != "random" and begins >= o.steps:
-        print(f"WARNING: no entropy is known before step {begins:,}: to its end this run is --masking random")
-    for unused in unused_hardware(o.device, run.device):
-        print(f"note    {unused}")
-    if run.device.type == "cuda" and o.batch_size * o.seq_len < 2**14:
-        print("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
 
 
 def conclude(run: Pretraining):
@@ -1164,21 +1153,17 @@ def read_checkpoint(out: Path) -> dict:
         raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
     try:
         return read_torch(path)
-    except (OSError, MemoryError):
-        raise  # the file may well be whole
     except Exception as error:  # torch.load raises many kinds
         left = f"a new run can start from the model beside it, if there is one: --from {out} --out ANOTHER"
         raise ValueError(f"{path} cannot be read ({type(error).__name__}); {left}") from None
 
 
 def resumed_options(parser, argv, began: dict):
-    """The options a run began with. Raises ValueError where the command line gives others."""
-    fresh = vars(parser.parse_args([]))
-    parser.set_defaults(**began | {"out": fresh["out"]})  # a folder may have been moved
-    o = parser.parse_args(argv)
-    if strange := ", ".join(sorted(set(began) ^ set(fresh))):
+    """The options a run began with, and what is typed now; ValueError where that is something else."""
+    o = parser.parse_args(argv, argparse.Namespace(**began))
+    if strange := ", ".join(sorted(began.keys() ^ vars(parser.parse_args([])).keys())):
         raise ValueError(f"{o.out} was begun by another program or version, with other options: {strange}")
-    free = {"out", "resume", "cache", "device", "compile"}
+    free = {"resume", "cache", "device", "compile"}
     free |= {"corpus", "vocab", "teacher"}  # these may have been moved: their content is compared
     if changed := ", ".join(option(n) for n in sorted(began) if n not in free and getattr(o, n) != began[n]):
         raise ValueError(f"{o.out} began with another {changed}: leave that out, or start anew --from it")
@@ -1195,7 +1180,8 @@ def main(parser, kind=Pretraining, argv=None):
     try:
         if o.resume:
             state = read_checkpoint(out)
-            o = resumed_options(parser, argv, state["options"])
+            began = state["options"] | {"out": o.out}  # the folder may have been moved
+            o = resumed_options(parser, argv, began)
         elif (out / "checkpoint.pt").exists() or (out / "model.safetensors").exists():
             raise ValueError(f"{out} holds a run or a model already: add --resume, or choose another --out")
         check(o, parser, int(os.environ.get("WORLD_SIZE", 1)))
@@ -1204,11 +1190,12 @@ def main(parser, kind=Pretraining, argv=None):
         if o.resume:
             run.load(state)
         if run.rank == 0:
-            describe(run)
+            record(run)
+            print(*run.summary(), sep="\n")
         train(run)
         if run.rank == 0:
             conclude(run)
-        run.sum_over_processes(torch.zeros(1, device=run.device)).item()  # wait: another may still write
+        run.wait_for_others()  # they may still write
         if run.world > 1 and argv is None:  # under torchrun all is done and saved
             sys.stdout.flush()
             os._exit(0)  # else torch's own threads, which may outlive it, now and then abort the process
