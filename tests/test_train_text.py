@@ -399,7 +399,9 @@ def test_a_pipe_is_refused_since_it_can_be_read_once(tmp_path):
     os.close(write)
     for path in (f"/dev/fd/{read}", tmp_path):
         argv = ["--corpus", str(path), "--cache", str(tmp_path / "cache")]
-        with pytest.raises(ValueError, match="no file .a pipe can be read only once: write it to a file"):
+        with pytest.raises(
+            ValueError, match="is no file: name the files of a folder, write what a pipe gives to a file"
+        ):
             train.prepare_text(train.make_parser("test").parse_args(argv))
     os.close(read)
 
