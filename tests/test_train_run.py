@@ -659,7 +659,7 @@ def test_running_out_of_memory_is_one_sentence_with_the_remedy_and_a_bug_stays_a
 
 BAD = {
     "missing corpus": (["--corpus", "nowhere.txt"], "nowhere.txt"),
-    "a folder as corpus": (["--corpus", "."], r"\. is a folder"),
+    "a folder as corpus": (["--corpus", "."], r"\. is no file"),
     "empty corpus": (["--corpus", "empty.txt"], "empty.txt: 0 tokens .*too few"),
     "vocabulary without [MASK]": (["--vocab", "words.txt"], r"words.txt lacks .*\[MASK\]"),
     "mask ratio 0": (["--mask-ratio", "0"], "mask ratio 0"),
