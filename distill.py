@@ -48,6 +48,7 @@ def check(o):
         "student_init": (not o.from_, "fresh weights, without --from"),
         "init": (o.student_init != "layers", "a start of its own, without --student-init layers"),
         "vocab_size": (False, "a learned vocabulary, and the teacher brings its own"),
+        "cased": (bool(o.vocab), "a --vocab, and the teacher brings its own"),
     }
     train.refuse_idle(o, make_parser(), needs)
     if o.masking == "teacher" and o.reading == "memory":
