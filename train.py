@@ -432,9 +432,7 @@ def prepare_text(o):
     name = hashlib.sha256((tokenizer.to_str() if tokenizer else f"learn {o.vocab_size} {o.cased}").encode())
     for path in paths:
         if not Path(path).is_file():
-            raise ValueError(
-                f"{path} is no file: name the files of a folder, write what a pipe gives to a file"
-            )
+            raise ValueError(f"{path} is no file: name the files of a folder, write a pipe's text to a file")
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 name.update(block)

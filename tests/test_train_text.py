@@ -400,7 +400,7 @@ def test_a_pipe_is_refused_since_it_can_be_read_once(tmp_path):
     for path in (f"/dev/fd/{read}", tmp_path):
         argv = ["--corpus", str(path), "--cache", str(tmp_path / "cache")]
         with pytest.raises(
-            ValueError, match="is no file: name the files of a folder, write what a pipe gives to a file"
+            ValueError, match="is no file: name the files of a folder, write a pipe's text to a file"
         ):
             train.prepare_text(train.make_parser("test").parse_args(argv))
     os.close(read)
