@@ -13,7 +13,6 @@ import train  # isort: skip (first: it sets how threads wait, before torch is im
 
 import hashlib
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +48,7 @@ def check(o):
         "student_init": (not o.from_, "fresh weights, without --from"),
         "init": (o.student_init != "layers", "a start of its own, without --student-init layers"),
         "vocab_size": (False, "a learned vocabulary, and the teacher brings its own"),
+        "cased": (bool(o.vocab), "a --vocab, and the teacher brings its own"),
     }
     train.refuse_idle(o, make_parser(), needs)
     if o.masking == "teacher" and o.reading == "memory":
@@ -139,8 +139,7 @@ def blank_entropy_everywhere(model, ids, eligible, mask_ratio, mask_token_id, ge
 
 def content_of(model: BertForMaskedLM) -> str:
     """A name for all that decides what a model computes: its config and its weights."""
-    config = asdict(model.config) | {"trained_length": None}
-    key = hashlib.sha256(repr(config).encode())
+    key = hashlib.sha256(repr(model.config).encode())
     for tensor in model.state_dict().values():
         key.update(tensor.cpu().numpy())
     return key.hexdigest()
@@ -155,7 +154,7 @@ class Distillation(train.Pretraining):
 
         # The teacher is frozen, and the student may start from it: in place, so that the optimiser sees it.
         self.teacher = self.read_model(o.teacher).requires_grad_(False).to(self.device)
-        self.teacher_key = content_of(self.teacher)
+        self.content["teacher"] = content_of(self.teacher)
         if o.student_init != "scratch":
             init_student(self.model, self.teacher, o.student_init)
         if o.compile:
@@ -164,39 +163,20 @@ class Distillation(train.Pretraining):
         # What it scores in the exam stands beside the student's in the log.
         with self.autocast():
             loss, accuracy = train.examine(self.teacher, self.exam)
-        self.refuse_nan(torch.tensor(loss))
-        self.of_teacher = {"teacher_loss": loss, "teacher_accuracy": accuracy}
-        if o.kd_alpha > 0:
-            self.judged = "cross_entropy"  # the KL to a teacher that is sure of itself has no bound
+        if not math.isfinite(loss):
+            raise ValueError(f"{o.teacher} gives predictions that are not finite: try --dtype float32")
+        self.columns = {"teacher_loss": loss, "teacher_accuracy": accuracy}
 
         # Its entropies, where masks are chosen by them: from a table, or read in every step.
-        self.table = None if o.resume else self.find_table()
-
-    def refuse_nan(self, values):
-        """Raise ValueError where what the teacher says is not finite."""
-        if not values.isfinite().all():
-            raise ValueError(f"{self.o.teacher} gives predictions that are not finite: try --dtype float32")
-
-    def made_of(self) -> dict:
-        """A run goes on with the text and the teacher that it began with."""
-        return super().made_of() | {"teacher": self.teacher_key}
-
-    def load(self, state: dict):
-        """Continue where a checkpoint stopped; the table comes after, since the teacher may be another."""
-        super().load(state)
         self.table = self.find_table()
 
-    def more_columns(self) -> dict:
-        """The teacher's figures, the same in each line of the log."""
-        return self.of_teacher
-
-    def more_lines(self) -> list[str]:
-        """What the summary says of the teacher."""
+    def summary(self) -> list[str]:
+        """train.py's, and what the teacher does."""
         o = self.o
         size = sum(p.numel() for p in self.teacher.parameters())
-        loss, accuracy = self.of_teacher.values()
+        loss, accuracy = self.columns.values()
         exam = f"held-out loss {loss:.3f}, accuracy {accuracy:.3f}"
-        lines = [f"teacher {o.teacher}: {size:,} parameters, {exam}"]
+        lines = [*super().summary(), f"teacher {o.teacher}: {size:,} parameters, {exam}"]
         kl = f"{o.kd_alpha:g} x {o.kd_temperature:g}^2 KL(teacher || student)"
         lines.append(f"loss    {1 - o.kd_alpha:g} CE + {kl}; student starts from {o.from_ or o.student_init}")
         if o.masking in ("teacher", "reducible"):
@@ -235,23 +215,23 @@ class Distillation(train.Pretraining):
             return None
         if o.reading != "memory" and self.readings() <= self.passes():
             return None
-        facts = [self.text_key, self.row_count, o.seq_len, o.reading, self.passes(), self.dtype]
-        key = hashlib.sha256(f"{facts} {self.teacher_key}".encode())
+        facts = [self.row_count, o.seq_len, o.reading, self.passes(), self.dtype]
+        key = hashlib.sha256(f"{facts} {self.content}".encode())
         for source in ("distill.py", "masking.py", "model.py"):  # the rules by which it is computed
             key.update(Path(__file__).with_name(source).read_bytes())
         path = Path(o.cache) / f"entropy-{key.hexdigest()[:16]}.npy"
         if self.rank == 0 and not path.exists():
             cost = f"{self.passes()} passes over the text"
             print(f"entropies of the teacher: {cost}, kept in {path}", flush=True)
-            atomic_write(path, self.write_table)
-        self.sum_over_processes(torch.zeros(1, device=self.device))  # the others wait
+            table = self.read_everywhere()
+            atomic_write(path, lambda file: np.save(file, table))
+        self.wait_for_others()
         return np.load(path, mmap_mode="r")
 
-    def write_table(self, file):
-        """Compute the table, 64 rows at a time, and write it as a .npy file. Raises ValueError for NaN."""
+    def read_everywhere(self) -> np.ndarray:
+        """The table, computed 64 rows at a time."""
         o = self.o
-        header = {"descr": "<f2", "fortran_order": False, "shape": (self.row_count, o.seq_len)}
-        np.lib.format.write_array_header_1_0(file, header)
+        table = np.empty((self.row_count, o.seq_len), np.float16)
         starts = range(0, self.row_count, 64)
         for first in tqdm(starts, "teacher's entropies", unit=" x 64 rows", leave=False, disable=None):
             index = np.arange(first, min(first + 64, self.row_count))
@@ -264,8 +244,8 @@ class Distillation(train.Pretraining):
                     share = self.hidden_share()
                     where = self.maskable(ids)
                     entropy = blank_entropy_everywhere(self.teacher, ids, where, share, self.mask, rng)
-            self.refuse_nan(entropy)
-            file.write(entropy.half().cpu().numpy().tobytes())
+            table[index] = entropy.half().cpu().numpy()
+        return table
 
     # -- a step --
 

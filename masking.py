@@ -3,16 +3,15 @@
 The claim under test: Srinivasagan, Hartung, Georges 2026, "Entropy-aware Masking for Masked Language
 Modeling" (arXiv 2605.28526). The readings (visible, blank, memory) and the rules are this project's own.
 
-One step of self-masking with the `blank` reading, for rows `ids` [B, T]:
+One step with the `blank` reading, for rows `ids` [B, T]; `mask_batch` is the same for your own training loop:
 
     candidates = draw_candidates(eligible, 0.15, 2.0)                 # 2k random places
     entropy = blank_entropy(model, ids, candidates, mask_token_id)    # how unsure is the model of each?
     selected = select_positions("high", eligible, 0.15, entropy, candidates)    # the k it is least sure of
     corrupted, labels = corrupt(ids, selected, mask_token_id, vocab_size, special_ids)
 
-`mask_batch` does the same for a batch of your own training loop, whatever the encoder: this file needs
-nothing but PyTorch. Shapes: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row;
-positions are bool [B, T], places the same as indices [B, k].
+Shapes: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row; positions are bool
+[B, T], places the same as indices [B, k]. This file needs nothing but PyTorch.
 """
 
 import html
@@ -21,7 +20,7 @@ import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from collections import namedtuple
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 
@@ -39,7 +38,6 @@ def prediction_entropy(logits: torch.Tensor) -> torch.Tensor:
 
     In nats, 0 <= H <= log V, float32. The row's maximum is taken off first: softmax does not see it, and
     large logits then neither overflow nor cancel. A logit of -inf is a word that cannot be: it adds 0.
-    Like `blank_entropy` (with a width) and `corrupt`, this waits for no GPU: no boolean indices, no .item().
     """
     z = logits.float()
     z = (z - z.amax(-1, keepdim=True)).clamp_min_(torch.finfo(z.dtype).min)  # 0 * -inf would be NaN
@@ -70,26 +68,21 @@ def slice_size(device: torch.device) -> int:
 def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """One forward pass of input_ids [B, T]; the logits at places [B, c] alone: [B, c, V].
 
-    Most of the work of a small model is its last layer, so only these places should reach it; gradients are
-    those of the full logits. `inputs` go to the model.
+    Most of the work of a small model is its last layer, so only these places reach it: this project's models
+    are told which, and where a model names its last layer, as those of `transformers` do, a hook picks what
+    goes in. Else all logits are made, as within torch.compile, which would compile anew for every hook.
+    Gradients are those of the full logits. Raises ValueError where a model returns none.
     """
-    if "places" in signature(_inside(model).forward).parameters:  # this project's models
+    inner = model
+    while isinstance(inner, WRAPPERS) or hasattr(inner, "_orig_mod"):  # of several devices, of torch.compile
+        inner = inner.module if isinstance(inner, WRAPPERS) else inner._orig_mod
+    if "places" in signature(inner.forward).parameters:  # this project's models
         return model(input_ids, places=places, **inputs)
-    return _foreign_logits_at(model, places, input_ids, inputs)
-
-
-def _foreign_logits_at(model, places, input_ids, inputs) -> torch.Tensor:
-    """logits_at for anybody's model. Raises ValueError where it returns no logits.
-
-    Where a model names its last layer, as those of `transformers` do, a hook picks what goes in; else all
-    logits are taken, as within torch.compile, which would compile anew for every hook.
-    """
 
     def pick(layer, args):
         if args and args[0].shape[:2] == input_ids.shape != places.shape:
             return (args[0].take_along_dim(places[..., None], 1), *args[1:])
 
-    inner = _inside(model)
     last = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     compiled = [m for m in model.modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
     if last is None or any(last in module.modules() for module in compiled):
@@ -100,20 +93,11 @@ def _foreign_logits_at(model, places, input_ids, inputs) -> torch.Tensor:
     logits = output[0] if isinstance(output, tuple) else output
     for name in ("logits", "prediction_logits"):
         logits = output.get(name, logits) if isinstance(output, dict) else getattr(output, name, logits)
-    shape = getattr(logits, "shape", ())
-    if len(shape) != 3 or shape[:2] not in (input_ids.shape, places.shape):
-        what = f"{type(inner).__name__} gives no logits [B, T, V]"
-        raise ValueError(f"{what}: a masked language model is needed")
-    if shape[:2] == input_ids.shape:  # all T came out: no hook, or every place is asked for
+    if getattr(logits, "shape", ())[:-1] not in (input_ids.shape, places.shape):
+        raise ValueError(f"{type(inner).__name__} gives no logits [B, T, V]: is it a masked language model?")
+    if logits.shape[:2] == input_ids.shape:  # all T came out: no hook, or every place is asked for
         return logits.take_along_dim(places[..., None], 1)
     return logits
-
-
-def _inside(model):
-    """The model within torch's wrappers for several devices, known by their class, and torch.compile's."""
-    while isinstance(model, WRAPPERS) or hasattr(model, "_orig_mod"):
-        model = model.module if isinstance(model, WRAPPERS) else model._orig_mod
-    return model
 
 
 def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
@@ -124,25 +108,24 @@ def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
     """
     if isinstance(model, WRAPPERS):
         model = model.module  # its forward would communicate
-    count, length = input_ids.shape
     inputs = {name: value for name, value in inputs.items() if value is not None}
-    tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value)}
-    by_row = {name: value for name, value in tensors.items() if value.shape[:1] == (count,)}
+    heights = {name: len(value) for name, value in inputs.items() if torch.is_tensor(value) and value.dim()}
     classes = [base for module in model.modules() for base in type(module).__mro__]
     together = any(base.__module__.startswith(("torch.distributed", "torch.nn.parallel")) for base in classes)
 
     # Memory goes into the logits, of 1,024 tokens on a CPU (125 MB with 30,522 words); if few are asked for,
     # into the encoder, where 16 tokens need about as much.
+    count, length = input_ids.shape
     tokens = 1024 if input_ids.device.type == "cpu" else 16384
     rows = max(1, tokens // max(places.shape[1], length // 16))
-    if together or not {value.shape[:1] for value in tensors.values()} <= {(), (1,), (count,)}:
+    if together or not set(heights.values()) <= {1, count}:
         rows = count
 
     entropy = []
     with evaluating(model):
         for start in range(0, count, rows):
             part = slice(start, start + rows)
-            cut = {name: value[part] for name, value in by_row.items()}
+            cut = {name: inputs[name][part] for name, height in heights.items() if height == count}
             logits = logits_at(model, places[part], input_ids[part], **(inputs | cut))
             pieces = logits.flatten(0, 1).split(max(1, slice_size(logits.device) // logits.shape[-1]))
             entropy += [prediction_entropy(piece) for piece in pieces]
@@ -152,9 +135,8 @@ def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
 def visible_entropy(model, input_ids, attention_mask=None, **inputs) -> torch.Tensor:
     """The `visible` reading: how unsure is the model of a token that it sees? [B, T] -> [B, T], nats.
 
-    model: any masked LM that returns logits [B, T, V], or an object with `.logits`; `inputs` [B, ...], such
-    as token_type_ids, go to it. One forward pass of the unmasked rows. Mind that an MLM is trained on what
-    it cannot see: under the 100-0-0 scheme nothing ever trains its output at visible tokens.
+    model: any masked LM; `inputs` [B, ...], such as token_type_ids, go to it. Mind that an MLM is trained on
+    what it cannot see: under the 100-0-0 scheme nothing ever trains its output at visible tokens.
     """
     places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     return entropy_at(model, places, input_ids, attention_mask=attention_mask, **inputs)
@@ -247,8 +229,8 @@ def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
 
 
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
-# score are masked, equal scores in random order; outside of it entropies mean nothing. It waits for no GPU:
-# no boolean indices, no .item(), no .tolist(). A new rule is one function here and one entry in RULES.
+# score are masked, equal scores in random order; outside of it entropies mean nothing. As all of a step, it
+# waits for no GPU: no boolean indices, no .item(). A new rule is one function here and one entry in RULES.
 
 
 def rule_random(entropy, pool, temperature, generator):
@@ -307,11 +289,10 @@ def select_positions(
     generator=None,
     word_start=None,  # bool [B, T], False where a piece continues a word: mask whole words
 ) -> torch.Tensor:
-    """Pick k = mask_budget(|E|, mask_ratio) positions of every row, in whole words at most k: bool [B, T].
+    """Pick k = mask_budget(|E|, mask_ratio) positions of every row: bool [B, T].
 
-    Whole words are scored by their mean entropy, and a row masks at most k: a word that no longer fits is
-    passed over; where no word of a row fits, single pieces are masked. Raises ValueError for an unknown rule,
-    a missing entropy or a bad temperature.
+    Whole words are chosen by their mean entropy, at most k pieces, and single pieces where no word fits.
+    Raises ValueError for an unknown rule, a missing entropy or a bad temperature.
     """
     if rule not in RULES:
         raise ValueError(f"selection rule {rule!r} is not one of {', '.join(RULES)}")
@@ -322,19 +303,14 @@ def select_positions(
     entropy = torch.zeros(eligible.shape, device=eligible.device) if entropy is None else entropy.float()
     pool = eligible if candidates is None else eligible & candidates
     k = _budgets(eligible, mask_ratio)
-    if word_start is None:
-        return _take(k, rule, entropy, pool, eligible, temperature, generator)
-    return _take_words(k, k, word_start, rule, entropy, pool, eligible, temperature, generator)
+    return _take(k, rule, entropy, pool, eligible, temperature, generator, word_start)
 
 
 def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start=None) -> torch.Tensor:
     """min(|E|, round(c k)) random positions per row for `blank_entropy`; c = factor. Returns bool [B, T]."""
     count = _budgets(eligible, mask_ratio, factor)
     equal = torch.zeros(eligible.shape, device=eligible.device)
-    if word_start is None:
-        return _take(count, "random", equal, eligible, eligible, 1.0, generator)
-    k = _budgets(eligible, mask_ratio)
-    return _take_words(count, k, word_start, "random", equal, eligible, eligible, 1.0, generator)
+    return _take(count, "random", equal, eligible, eligible, 1.0, generator, word_start)
 
 
 def choose_masks(
@@ -342,9 +318,8 @@ def choose_masks(
 ):
     """The method: draw candidates, read how unsure the model is of each, select k by the rule.
 
-    read: candidates [B, T] -> entropies [B, T], nats; the rule random never calls it. candidates: how many
-    times k are drawn; None: `read` knows all places, and is given None. The others are select_positions'.
-    Returns (selected, bool [B, T]; entropy, or None for the rule random).
+    read: candidates [B, T] -> entropies [B, T], nats; it gets None where candidates, how many times k are
+    drawn, is None. Returns (selected, bool [B, T]; entropy, or None for the rule random: nothing is read).
     """
     drawn = entropy = None
     if rule != "random":
@@ -366,47 +341,40 @@ def _order(rule, entropy, pool, eligible, temperature, generator):
     return shuffle.gather(-1, best)
 
 
-def _take(k, rule, entropy, pool, eligible, temperature, generator):
-    """The first k [B] tokens of each row: bool [B, T]."""
-    order = _order(rule, entropy, pool, eligible, temperature, generator)
-    first = torch.arange(order.shape[1], device=order.device) < k[:, None]
-    return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
+def _take(count, rule, entropy, pool, eligible, temperature, generator, word_start):
+    """The first count [B] of each row in the order of the rule: bool [B, T].
 
-
-def _take_words(count, k, word_start, rule, entropy, pool, eligible, temperature, generator):
-    """In their order, the words that still fit into what is left of a row's count [B]: bool [B, T].
-
-    In a row in which every word is longer than k [B], each piece is a word.
+    A word that no longer fits into what is left of count is passed over. In a row in which every word is
+    longer than count, each piece is a word.
     """
-    _, size, whole = _words(word_start, eligible)
-    word_start = word_start | ~(whole & (size <= k[:, None])).any(-1, keepdim=True)
-    word, size, whole = _words(word_start, eligible)  # a word stands for its first piece
-    whole_pool = _words(word_start, pool)[2]
-    order = _order(rule, _word_sum(entropy, word) / size, whole_pool, whole, temperature, generator)
-    size = size.gather(-1, order)
-    waiting = whole.gather(-1, order)
-    taken = torch.zeros_like(waiting)
-    left = count[:, None]
+    if word_start is None:
+        order = _order(rule, entropy, pool, eligible, temperature, generator)
+        first = torch.arange(order.shape[1], device=order.device) < count[:, None]
+        return torch.zeros_like(eligible).scatter(-1, order, first) & eligible
+
+    word = word_start.cumsum(-1)  # the number of each piece's word, and its size
+    size = _word_sum(torch.ones_like(word), word)
+    whole = word_start & (_word_sum((~eligible).long(), word) == 0)  # a word stands for its first piece
+    split = ~(whole & (size <= count[:, None])).any(-1, keepdim=True)
+    word = torch.where(split, torch.ones_like(word).cumsum(-1), word)
+    size = size.masked_fill(split, 1)
+    whole = torch.where(split, eligible, whole)
+    order = _order(rule, _word_sum(entropy, word) / size, whole & pool, whole, temperature, generator)
 
     # Round by round: a word larger than what is left will never fit; of the others, take the first ones that
     # fit together. A round ends at a word that then fits no more, and what is left shrinks in each: r rounds
     # need 2 + ... + r pieces that were passed over and r that were taken, so r^2 < 2 T.
+    size = size.gather(-1, order)
+    waiting = whole.gather(-1, order)
+    taken = torch.zeros_like(waiting)
+    left = count[:, None]
     for _ in range(math.isqrt(2 * order.shape[1])):
         waiting &= size <= left
         fits = waiting & ((size * waiting).cumsum(-1) <= left)
         left = left - (size * fits).sum(-1, keepdim=True)
         taken |= fits
         waiting &= ~fits
-
-    taken = torch.zeros_like(taken).scatter(-1, order, taken)
-    return _word_sum(taken.long(), word) > 0
-
-
-def _words(word_start, eligible):
-    """Of each piece: number and size of its word; and whether it begins one that is eligible as a whole."""
-    word = word_start.long().cumsum(-1)
-    size = _word_sum(torch.ones_like(word), word)
-    return word, size, word_start & (_word_sum((~eligible).long(), word) == 0)
+    return _word_sum(torch.zeros_like(word).scatter(-1, order, taken.long()), word) > 0
 
 
 def _word_sum(values, word):
@@ -449,37 +417,30 @@ def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme=
 def vocabulary_of(tokenizer):
     """(id of the mask token, number of entries, special ids) of transformers' or tokenizers' tokenizer.
 
-    Raises ValueError where one of these is missing.
+    Raises ValueError where no mask token is among the special ones.
     """
     if hasattr(tokenizer, "all_special_ids"):
         mask_token_id, size, special = tokenizer.mask_token_id, len(tokenizer), tokenizer.all_special_ids
-    elif hasattr(tokenizer, "get_added_tokens_decoder"):
-        found = [tokenizer.token_to_id(token) for token in ("[MASK]", "<mask>")]
-        mask_token_id = found[1] if found[0] is None else found[0]
-        size = tokenizer.get_vocab_size()
-        special = [i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special]
     else:
-        raise ValueError(f"{type(tokenizer).__name__} has no all_special_ids, mask_token_id and length")
+        added = tokenizer.get_added_tokens_decoder()
+        named = {token.content: number for number, token in added.items() if token.special}
+        mask_token_id = named.get("[MASK]", named.get("<mask>"))
+        size, special = tokenizer.get_vocab_size(), list(named.values())
     if mask_token_id is None:
-        raise ValueError("the tokenizer has no mask token: masked language modeling needs one")
-    if mask_token_id not in special:
-        declare = 'tokenizer.add_special_tokens(["[PAD]", "[CLS]", "[SEP]", "[MASK]"]), under its own names'
-        raise ValueError(f"the tokenizer does not say which tokens are special: {declare}")
+        what = "the tokenizer has no mask token, or does not say which tokens are special"
+        raise ValueError(f'{what}: tokenizer.add_special_tokens(["[PAD]", "[CLS]", "[SEP]", "[MASK]"])')
     return mask_token_id, size, special
 
 
 def unmasked(input_ids, labels, mask_token_id) -> torch.Tensor:
     """The ids before a collator's masks. Raises ValueError for labels of another task, where seen."""
-    if labels is None:
-        return input_ids
     if labels.shape != input_ids.shape:
         raise ValueError(f"labels {tuple(labels.shape)} are not those of a masked LM: leave them out")
-    hidden = labels != IGNORE
-    original = torch.where(hidden, labels, input_ids)
-    if input_ids.device.type == "cpu" and not torch.equal(original, input_ids):  # a GPU would be waited for
-        if hidden.sum() >= 16 and (input_ids[hidden] != mask_token_id).all():  # by chance: once in 5^16
+    changed = (labels != IGNORE) & (labels != input_ids)
+    if input_ids.device.type == "cpu" and changed.sum() >= 16:  # a GPU would be waited for
+        if (input_ids[changed] != mask_token_id).all():  # by chance: once in 9^16
             raise ValueError("no label stands at a mask token: those are of another task, leave them out")
-    return original
+    return torch.where(labels == IGNORE, input_ids, labels)
 
 
 def mask_batch(
@@ -503,30 +464,28 @@ def mask_batch(
     saw, nats (rule random: None). Raises ValueError where model, batch and tokenizer do not fit.
     """
     mask_token_id, vocab_size, special = vocabulary_of(tokenizer)
-    known = getattr(getattr(_inside(model), "config", None), "vocab_size", vocab_size)
+    known = getattr(getattr(model, "config", None), "vocab_size", vocab_size)
     if known < vocab_size:
-        raise ValueError(
-            f"the model knows {known} ids, the tokenizer has {vocab_size}: one vocabulary for both"
-        )
-    batch = dict(batch)
-    input_ids = unmasked(batch.pop("input_ids"), batch.pop("labels", None), mask_token_id)
-    protected = batch.pop("special_tokens_mask", None)
-    attention_mask = batch.get("attention_mask")
+        sizes = f"the model knows {known} ids, the tokenizer has {vocab_size}"
+        raise ValueError(f"{sizes}: one vocabulary for both")
+    batch = {name: value for name, value in batch.items() if value is not None}
+    input_ids = batch.pop("input_ids")
+    if "labels" in batch:
+        input_ids = unmasked(input_ids, batch.pop("labels"), mask_token_id)
+    protected = batch.pop("special_tokens_mask", torch.zeros_like(input_ids))
+    real = batch.get("attention_mask", torch.ones_like(input_ids))
 
     ordinary = eligible_positions(input_ids, special)
-    allowed = ordinary
+    allowed = ordinary & ~protected.bool()
     if eligible is not None:
-        allowed = allowed & (eligible[input_ids] if eligible.dim() == 1 else eligible)
-    if protected is not None:
-        allowed = allowed & ~protected.bool()
-    if attention_mask is not None and attention_mask.shape == input_ids.shape:
-        allowed = allowed & attention_mask.bool()
-    elif attention_mask is not None and eligible is None:
-        shape = tuple(attention_mask.shape)
-        raise ValueError(f"attention_mask {shape} does not name the padding: say eligible=, bool [B, T]")
+        allowed &= eligible[input_ids] if eligible.dim() == 1 else eligible
+    if real.shape == input_ids.shape:
+        allowed &= real.bool()
+    elif eligible is None:
+        what = f"attention_mask {tuple(real.shape)} does not name the padding"
+        raise ValueError(f"{what}: say eligible=, bool [B, T]")
     if word_start is not None and word_start.dim() == 1:
-        after_special = torch.ones_like(ordinary)
-        after_special[:, 1:] = ~ordinary[:, :-1]
+        after_special = torch.nn.functional.pad(~ordinary, (1, -1), value=True)
         word_start = word_start[input_ids] | ~ordinary | after_special
 
     def read(blanks):
@@ -535,8 +494,8 @@ def mask_batch(
         width = candidate_budget(input_ids.shape[1], mask_ratio, candidates)
         return blank_entropy(model, input_ids, blanks, mask_token_id, width, **batch)
 
-    settings = (candidates, temperature, generator, word_start)
-    selected, entropy = choose_masks(read, allowed, rule, mask_ratio, *settings)
+    settings = {"temperature": temperature, "generator": generator, "word_start": word_start}
+    selected, entropy = choose_masks(read, allowed, rule, mask_ratio, candidates, **settings)
     corrupted, labels = corrupt(input_ids, selected, mask_token_id, vocab_size, special, scheme, generator)
     masked = {**batch, "input_ids": corrupted, "labels": labels}
     return (masked, entropy) if return_entropy else masked
@@ -572,21 +531,21 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator) -> Sen
 
     entropies = []
     guesses = []
-    with evaluating(model):
-        for place in places:  # [1]
-            row = ids.clone()
-            if reading == "blank":
-                row[0, place] = tokenizer.token_to_id("[MASK]")
+    for place in places:  # [1]
+        row = ids.clone()
+        if reading == "blank":
+            row[0, place] = tokenizer.token_to_id("[MASK]")
+        with evaluating(model):
             logits = logits_at(model, place[None], row)[0, 0]  # [V]
-            entropies.append(prediction_entropy(logits).item())
-            probability, best = logits.softmax(-1).max(-1)
-            guesses.append(f"{tokenizer.id_to_token(best.item())} {probability:.0%}")
+        entropies.append(prediction_entropy(logits).item())
+        probability, best = logits.softmax(-1).max(-1)
+        guesses.append(f"{tokenizer.id_to_token(best.item())} {probability:.0%}")
     if not all(map(math.isfinite, entropies)):
         raise ValueError("the model's predictions are not finite, so its weights are damaged")
 
-    eligible = torch.ones(1, len(places), dtype=torch.bool)
-    entropy = torch.tensor([entropies])
     picks = {}
+    entropy = torch.tensor([entropies])
+    eligible = torch.ones_like(entropy, dtype=torch.bool)
     for rule in RULES:
         picks[rule] = select_positions(rule, eligible, mask_ratio, entropy, generator=generator)[0].tolist()
     tokens = [encoding.tokens[place] for place in places]
@@ -630,7 +589,7 @@ def main(argv=None):
     add("--seed", default=0, type=int, help="of the rules that draw")
     add("--html", default="", metavar="FILE", help="write a page as well")
     o = parser.parse_args(argv)
-    with suppress(AttributeError):
+    if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without these characters shows "?"
     try:
         lines = Path(o.file).read_text(encoding="utf-8").splitlines() if o.file else []

@@ -190,8 +190,6 @@ class Pretrained(nn.Module):
         config = {"model_type": "bert", "architectures": [type(self).__name__], **asdict(self.config)}
         # Who fine-tunes this folder elsewhere wants BERT's own dropout, even if pretraining did without.
         config |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-        if self.config.trained_length is None:
-            del config["trained_length"]
         write_json(folder / "config.json", config)
         weights = dict(self.named_parameters())  # what is tied counts once
         atomic_write(folder / "model.safetensors", lambda file: write_safetensors(file, weights))
@@ -370,7 +368,7 @@ def atomic_write(path: Path, write):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         if isinstance(error, RuntimeError) and "memory" in str(error):
-            raise  # not the disk: distill.py computes while it writes
+            raise  # it is not the disk that is full
         reason = getattr(error, "strerror", None) or "is the disk full?"
         raise OSError(f"cannot write {path} ({reason}); what was saved before is untouched") from error
     finally:
@@ -382,8 +380,10 @@ def write_json(path: Path, value):
     atomic_write(path, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
 
 
-def read_json(path) -> dict:
-    """Read a JSON object. Raises OSError or ValueError, naming the file."""
+def read_json(path, optional: bool = False) -> dict:
+    """Read a JSON object; {} for an optional one that is not there. Raises OSError or ValueError."""
+    if optional and not Path(path).is_file():
+        return {}
     try:
         return dict(json.loads(Path(path).read_text(encoding="utf-8")))
     except (TypeError, ValueError):
@@ -480,9 +480,9 @@ def read_weights(folder) -> dict[str, torch.Tensor]:
 def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     """The tokenizer of a folder (tokenizer.json, else vocab.txt), or of a vocabulary file, a piece per line.
 
-    Its ids are those of AutoTokenizer in `transformers` 5: only words come from tokenizer.json, and text is
-    treated as tokenizer_config.json says, by default as in BERT uncased; `lowercase` overrides both. The ids
-    are 0 to get_vocab_size() - 1. Raises ValueError for what is damaged, or would be read differently there.
+    Its ids, 0 to get_vocab_size() - 1, are those of AutoTokenizer in `transformers` 5: text is treated as
+    tokenizer_config.json says, by default as in BERT uncased; `lowercase` overrides both. Raises ValueError
+    for what is damaged, or would be read differently there.
     """
     # Pieces are in tokenizer.json or vocab.txt; how to use them is in up to four files beside it.
     path = existing(path)
@@ -490,8 +490,8 @@ def load_tokenizer(path, lowercase: bool | None = None) -> Tokenizer:
     if path.is_dir():
         path /= "tokenizer.json" if (path / "tokenizer.json").is_file() else "vocab.txt"
     whole = read_json(path) if path.suffix == ".json" else {}
-    names = ("config.json", "tokenizer_config.json")
-    config, settings = [read_json(folder / name) if (folder / name).is_file() else {} for name in names]
+    config = read_json(folder / "config.json", optional=True)
+    settings = read_json(folder / "tokenizer_config.json", optional=True)
 
     # Another kind of tokenizer would be read without an error, and cut text into other pieces.
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class") or "BertTokenizer"
@@ -531,8 +531,8 @@ def added_words(folder, settings: dict, words: list[dict]) -> list[dict]:
         found = settings["added_tokens_decoder"]
         named = settings
     else:  # until 2023 they stood in two more files
-        names = ("special_tokens_map.json", "added_tokens.json")
-        older, numbers = [read_json(folder / name) if (folder / name).is_file() else {} for name in names]
+        older = read_json(folder / "special_tokens_map.json", optional=True)
+        numbers = read_json(folder / "added_tokens.json", optional=True)
         named = {**settings, **older, "added_tokens": list(numbers)}
 
     known = [*SPECIAL_TOKENS, *(word["content"] for word in found.values()), False]  # False: a switch

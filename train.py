@@ -68,7 +68,6 @@ HELD_OUT = 0.02  # share of the text, from half of that to 2.5 times as much
 KNOWN = 50  # characters of a paragraph that no exam asks for if the training text has it too
 EXAM_ROWS = 512
 EXAM_RATIO = 0.15  # the held-out exam is the same for every run, whatever ratio it trains with
-HELP = "see README, When masks collapse"
 PLATEAU = 0.3  # nats below the unigram loss at which a run has left the plateau
 
 # ---- options ----
@@ -79,7 +78,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         known = re.findall(r"--[a-z][a-z-]+", self.format_help())
-        typed = [word for word in re.findall(r"--[\w-]+", message) if word not in known]
+        typed = set(re.findall(r"--[\w-]+", message)) - set(known)
         meant = [near for word in typed for near in difflib.get_close_matches(word, known, 1)]
         hint = f"; did you mean {' '.join(meant)}?" if meant else ""
         if "teacher" in message and "--teacher" not in known:
@@ -159,13 +158,12 @@ def refuse_idle(o, parser, needs: dict):
 
 def check(o, parser, world: int):
     """Fill in the default learning rate; raise ValueError for options that cannot work together."""
-    counts = ("steps", "eval_every", "batch_size", "accumulate", "candidates")
-    bounds = {name: (1, math.inf) for name in counts}
-    bounds |= {name: (0, math.inf) for name in ("seed", "max_tokens", "lr")}
+    bounds = dict.fromkeys(["steps", "eval_every", "batch_size", "accumulate", "candidates"], (1, math.inf))
+    bounds |= dict.fromkeys(["seed", "max_tokens", "lr"], (0, math.inf))
     bounds |= {"seq_len": (8, math.inf), "vocab_size": (100, math.inf), "dropout": (0, 0.9)}
     bounds |= {"select_temperature": (1e-6, math.inf)}
+    bounds |= dict.fromkeys(["warmup", "entropy_warmup"], (0, o.steps))
     refuse_out_of_bounds(o, bounds)
-    refuse_out_of_bounds(o, {"warmup": (0, o.steps), "entropy_warmup": (0, o.steps)})
     if o.batch_size % (o.accumulate * world):
         raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} slices")
 
@@ -208,17 +206,6 @@ def refuse_longer_rows(folder, seq_len: int):
 
 # ---- text ----
 
-NO_TEXT = {  # how a file begins that is no plain text: what it is, and the remedy
-    rb"PK\x03\x04|\xd0\xcf\x11\xe0|\{\\rtf|%PDF": "an archive, a PDF or a document of Office: save its text",
-    rb"BZh|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|PAR1": "packed in a way that is not read here: unpack FILE",
-    rb"\xff\xfe|\xfe\xff": "UTF-16: iconv -f UTF-16 -t UTF-8 FILE > NEW",
-    rb'\s*(\[?\s*\{\s*"([^"\\]|\\.)*"\s*:|\[\s*"([^"\\]|\\.)*("\s*[,\]]|\\?$))': "JSON: write its texts to a "
-    "file, as in README, A corpus",
-    rb"(?i)\s*<(doc\b|[a-z]+ [a-z:-]+ ?=|\?xml|!doctype|html|mediawiki)": "markup, which would be learned: "
-    "remove it (WikiExtractor's: sed -E 's#^</?doc.*##' FILE > NEW)",
-}
-UNPACK = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}  # by the first bytes of a file
-
 
 def builtin_corpus(cache) -> Path:
     """English documentation on this machine as a text file in the cache, one document per source file.
@@ -251,15 +238,19 @@ def builtin_corpus(cache) -> Path:
 
 
 def open_text(path):
-    """A text file, unpacked where it is packed. Raises ValueError for what is no plain text."""
+    """A text file, unpacked where it is packed. Raises ValueError for JSON and markup, with the remedy."""
     with open(path, "rb") as file:
-        first = file.read(6)
-    unpack = next((UNPACK[begin] for begin in UNPACK if first.startswith(begin)), open)
+        unpack = {b"\x1f\x8b": gzip.open, b"\xfd7": lzma.open}.get(file.read(2), open)
     with unpack(path, "rb") as file:
         head = file.read(1000).removeprefix(b"\xef\xbb\xbf")  # a mark that some editors write
-    for begin, what in NO_TEXT.items():
-        if re.match(begin, head):
-            raise ValueError(f"{path} is no plain text but {what.replace('FILE', str(path))}")
+    head = head.lstrip().lower()
+    if re.match(rb'[\[{][\[{\s]*"', head):
+        raise ValueError(
+            f"{path} is no plain text but JSON: write its texts to a file, as in README, A corpus"
+        )
+    if head.startswith((b"<doc", b"<?xml", b"<!doctype", b"<html", b"<mediawiki", b"{\\rtf")):
+        remedy = f"remove it (WikiExtractor's: sed -E 's#^</?doc.*##' {path} > NEW)"
+        raise ValueError(f"{path} is no plain text but markup, which would be learned: {remedy}")
     return unpack(path, "rb")
 
 
@@ -273,18 +264,20 @@ def read_documents(paths):
         number = 0
         try:
             with open_text(path) as file:
-                for number, line in enumerate(file, 1):
+                for line in file:
+                    number += 1
                     text = line.decode("utf-8").strip()
                     if "\0" in text:
-                        raise ValueError(f"{path}, line {number}: no plain text (an archive? UTF-16 text?)")
+                        raise UnicodeError("a text has no such byte")
                     if paragraphs and (not text or len(paragraphs) == 1000):
                         yield paragraphs, not text
                         paragraphs = []
                     if text:
                         paragraphs.append(text)
-        except UnicodeDecodeError as error:
-            remedy = f"if it is Latin-1: iconv -f LATIN1 -t UTF-8 {path} > NEW"
-            raise ValueError(f"{path}, line {number}: no UTF-8 text ({error.reason}); {remedy}") from None
+        except UnicodeError:
+            latin = f"iconv -f LATIN1 -t UTF-8 {path} > NEW (or -f UTF-16)"
+            what = f"no UTF-8 text: unpack archives, export documents, convert older text with {latin}"
+            raise ValueError(f"{path}, line {number}: {what}") from None
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise ValueError(f"{path} is damaged or truncated after line {number} ({error})") from None
         if paragraphs:
@@ -297,7 +290,7 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     Left alone, the learner numbers characters, and breaks ties, at random: here they come as special tokens.
     """
     learner = BertWordPieceTokenizer(lowercase=not cased)
-    counts = Counter()
+    counts = Counter()  # of characters
     for paragraphs, _ in read_documents(paths):
         counts.update(learner.normalizer.normalize_str(" ".join(paragraphs)))
     frequent = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
@@ -305,6 +298,8 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     enough = int(np.searchsorted(covered, 0.995 * covered[-1]))  # thousands in Chinese, for example
     limit = max(min(1000, size // 4), min(enough, size // 2 - 5))
     alphabet = sorted(frequent[:limit])
+
+    # Letters stand inside words too; signs and Chinese characters are words of their own.
     within = ["##" + c for c in alphabet if len(learner.pre_tokenizer.pre_tokenize_str("a" + c)) == 1]
     first = [*SPECIAL_TOKENS, *alphabet, *within]
     settings = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet), "special_tokens": first}
@@ -313,47 +308,49 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
     return Tokenizer.from_str(BertWordPieceTokenizer(learner.get_vocab(), lowercase=not cased).to_str())
 
 
-def encode_text(paths, tokenizer: Tokenizer, facts: Counter):
-    """The token ids of each paragraph, and [SEP] where a document ends; what is read is counted in `facts`.
+def encode_text(paths, tokenizer: Tokenizer, stream):
+    """Write the token ids of each paragraph, and [SEP] where a document ends, to a file: (table, facts).
 
-    With them come the paragraph's hash (0 below KNOWN characters), and whether its document's hash holds it
-    out: equal documents are on the same side.
+    A row of the table [n, 3] is a paragraph or a [SEP]: its tokens, its hash (0 below KNOWN characters), and
+    whether its document's hash holds it out: equal documents are on the same side.
     """
     reader = text_tokenizer(tokenizer)
     unknown, sep = (tokenizer.token_to_id(token) for token in ("[UNK]", "[SEP]"))
+    facts = Counter(unknown=0, too_long=0)
+    table = array("q")
+    documents = tqdm(read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None)
     begins = True
-    for paragraphs, ends in tqdm(
-        read_documents(paths), "tokenising", unit=" docs", leave=False, disable=None
-    ):
+    for paragraphs, ends in documents:
         if begins:  # a long document comes in parts: the first decides for all
             held_out = zlib.crc32("\n".join(paragraphs).encode()) < HELD_OUT * 2**32
         begins = ends
         strange = []  # paragraphs with [UNK]
         encodings = reader.encode_batch_fast(paragraphs, add_special_tokens=False)
         for text, encoding in zip(paragraphs, encodings, strict=True):
-            ids = np.array(encoding.ids, np.int32)
-            if (ids == unknown).any():
+            ids = array("i", encoding.ids)
+            stream.write(ids)
+            table.extend((len(ids), hash(text) if len(text) >= KNOWN else 0, held_out))
+            if unknown in ids:
                 strange.append(text)
-            yield ids, hash(text) if len(text) >= KNOWN else 0, held_out
         if ends:
-            yield np.array([sep], np.int32), 0, held_out
+            stream.write(array("i", [sep]))
+            table.extend((1, 0, held_out))
 
-        facts.update(lines=len(paragraphs), documents=ends)
-        facts.update(characters=sum(len("".join(text.split())) for text in paragraphs))
+        words = " ".join(paragraphs).split()
+        facts.update(lines=len(paragraphs), documents=ends, characters=sum(map(len, words)))
         for encoding in reader.encode_batch(strange, add_special_tokens=False):
             pieces = zip(encoding.ids, encoding.offsets, strict=True)
             spans = [stop - start for number, (start, stop) in pieces if number == unknown]
             facts.update(unknown=sum(spans), too_long=sum(span for span in spans if span > 100))
-        if facts["words"] < 50_000:  # the beginning tells what lower-casing does
-            words = " ".join(paragraphs).split()
-            facts.update(words=len(words), changed=sum(is_changed(word, tokenizer) for word in words))
+        if facts["words"] < 50_000:  # the beginning tells what lower-casing would take away
+            facts.update(words=len(words), changed=sum(map(has_capitals_or_marks, words)))
+    return np.frombuffer(table, np.int64).reshape(-1, 3), facts
 
 
-def is_changed(word: str, tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer takes capitals, accents or other marks away; what is invisible does not count."""
-    read = "".join(tokenizer.normalizer.normalize_str(word).split())  # it puts spaces around Chinese
-    seen = "".join(filter(str.isprintable, word))
-    return unicodedata.normalize("NFC", read) != unicodedata.normalize("NFC", seen)
+def has_capitals_or_marks(word: str) -> bool:
+    """Whether BERT's lower-casing, which takes accents and other marks away too, would change a word."""
+    letters = unicodedata.normalize("NFD", word)
+    return any(letter.isupper() or unicodedata.category(letter) == "Mn" for letter in letters)
 
 
 def tokenise(paths, tokenizer: Tokenizer, folder: Path):
@@ -362,43 +359,38 @@ def tokenise(paths, tokenizer: Tokenizer, folder: Path):
     Nothing is left out of the training text. Of the held-out text each paragraph of KNOWN characters or more
     is left out that the training text has too, so that no exam asks for it.
     """
-    facts = Counter(unknown=0, too_long=0)
-    table = array("q")  # of each paragraph and each [SEP]: tokens, hash, is its document held out by hash?
     everything = folder / "text.ids"
     with open(everything, "wb") as stream:
-        for ids, key, by_hash in encode_text(paths, tokenizer, facts):
-            stream.write(ids.tobytes())
-            table.extend((len(ids), key, by_hash))
-    if not table:
+        table, facts = encode_text(paths, tokenizer, stream)
+    if not len(table):
         raise ValueError(f"{paths[0]}: 0 tokens are too few to learn from")
 
     # The sides are settled last, when it is known how much there is.
-    tokens, held_out, known = split(*np.frombuffer(table, np.int64).reshape(-1, 3).T)
-    asked = folder / "held_out.ids"
+    tokens, held_out, known = split(*table.T)
+    sep = np.int32(tokenizer.token_to_id("[SEP]")).tobytes()
+    before = sep
     with (
         open(everything, "rb") as stream,
         open(folder / "train.ids", "wb") as train,
-        open(asked, "wb") as exam,
+        open(folder / "held_out.ids", "wb") as exam,
     ):
-        for first in range(0, len(tokens), 2000):
-            part = slice(first, first + 2000)
-            ids = np.fromfile(stream, np.int32, tokens[part].sum())
-            ids[np.repeat(~held_out[part], tokens[part])].tofile(train)
-            ids[np.repeat(held_out[part] & ~known[part], tokens[part])].tofile(exam)
+        for count, is_held_out, is_known in zip(tokens, held_out, known, strict=True):
+            ids = stream.read(4 * count)
+            if not is_held_out:
+                train.write(ids)
+            elif not is_known and not (ids == before == sep):  # a document left out whole leaves no [SEP]
+                exam.write(ids)
+                before = ids
     everything.unlink()
-
-    # A document of which nothing is left leaves no [SEP] either.
-    ids = np.fromfile(asked, np.int32)
-    end = ids == tokenizer.token_to_id("[SEP]")
-    ids[~end | ~np.append(True, end[:-1])].tofile(asked)
-    write_json(folder / "facts.json", facts | {"left_out": int(known.sum())})
+    facts["left_out"] = int(known.sum())
+    write_json(folder / "facts.json", facts)
 
 
 def split(tokens, keys, by_hash):
     """Deal paragraphs: (tokens [n], which are held out, which of these are left out as known: bool [n]).
 
-    tokens, keys, by_hash [n]: see tokenise. Held out are whole documents by their hash, if that gives between
-    half of HELD_OUT and 2.5 times as much, else the end of the text, cut inside a paragraph if it must be.
+    tokens, keys, by_hash [n]: see encode_text. Held out are whole documents by their hash, if that gives
+    half of HELD_OUT to 2.5 times as much, else the end of the text, cut inside a paragraph if it must be.
     """
     total = tokens.sum()
     least, most = HELD_OUT / 2 * total, 2.5 * HELD_OUT * total
@@ -410,9 +402,9 @@ def split(tokens, keys, by_hash):
         tokens[long + 1] -= before
         keys, by_hash = np.insert(keys, long, 0), np.insert(by_hash, long, by_hash[long])
         left = total - tokens.cumsum() + tokens
+
     for held_out in (by_hash > 0, left <= HELD_OUT * total, left <= most):
-        known = held_out & (keys != 0)
-        known[known] = np.isin(keys[known], keys[~held_out])
+        known = held_out & (keys != 0) & np.isin(keys, keys[~held_out])
         if least <= tokens[held_out & ~known].sum() <= most:
             break
     return tokens, held_out, known
@@ -420,8 +412,8 @@ def split(tokens, keys, by_hash):
 
 # Text that was prepared by other rules is not used again: of these functions, constants, this tokenizers.
 RULES = (builtin_corpus, open_text, read_documents, learn_vocabulary, text_tokenizer)
-RULES += (encode_text, is_changed, tokenise, split)
-SETTINGS = (HELD_OUT, KNOWN, NO_TEXT, tokenizers.__version__)
+RULES += (encode_text, has_capitals_or_marks, tokenise, split)
+SETTINGS = (HELD_OUT, KNOWN, tokenizers.__version__)
 TEXT_RULES = hashlib.sha256(f"{[*map(inspect.getsource, RULES)]} {SETTINGS}".encode()).hexdigest()[:8]
 
 
@@ -437,19 +429,15 @@ def prepare_text(o):
     tokenizer = None
     if o.from_ or o.vocab:
         tokenizer = load_tokenizer(o.from_ or o.vocab, lowercase=False if o.cased else None)
-    settings = Path(o.vocab) / "tokenizer_config.json"
-    if o.cased and o.vocab and settings.is_file() and read_json(settings).get("do_lower_case"):
-        raise ValueError(f"{o.vocab} has no capital letters: leave --cased out, or take a cased vocabulary")
     name = hashlib.sha256((tokenizer.to_str() if tokenizer else f"learn {o.vocab_size} {o.cased}").encode())
     for path in paths:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError(
-                f"{path} is a folder, or a pipe that can be read only once: write a file from it"
-            )
+        if not Path(path).is_file():
+            raise ValueError(f"{path} is no file: name the files of a folder, write a pipe's text to a file")
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 name.update(block)
         name.update(b"\0")  # a document ends here
+
     folder = cache / f"{name.hexdigest()[:16]}-{TEXT_RULES}"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-") as work:
@@ -479,14 +467,13 @@ def prepare_text(o):
 
 def why_unknown(o, facts: dict) -> str:
     """How much [UNK] stands for, why, and what to do."""
-    share = f"[UNK] stands for {facts['unknown'] / facts['characters']:.1%} of the characters:"
     if facts["too_long"] > facts["unknown"] / 2:
-        return f"{share} words of over 100 characters; see README, Texts that are not prose"
-    if not o.from_ and not o.vocab:
-        return f"{share} letters that are too rare for the learned vocabulary: a larger --vocab-size has more"
-    option = "--from" if o.from_ else "--teacher" if o.vocab == getattr(o, "teacher", "") else "--vocab"
-    where = f"the vocabulary of {option} {o.from_ or o.vocab}"
-    return f"{share} letters that {where} lacks: use one that was made for such text"
+        why = "words of over 100 characters; see README, Texts that are not prose"
+    elif o.from_ or o.vocab:
+        why = f"letters that the vocabulary of {o.from_ or o.vocab} lacks: use one made for such text"
+    else:
+        why = "letters that are too rare for the learned vocabulary: a larger --vocab-size has more"
+    return f"[UNK] stands for {facts['unknown'] / facts['characters']:.1%} of the characters: {why}"
 
 
 def describe_text(run) -> str:
@@ -503,12 +490,11 @@ def describe_text(run) -> str:
         f'words   {len(run.vocab):,} pieces; "Café" is read as "{cafe}"',
     ]
     if facts["left_out"]:
-        lines.append(
-            f"note    {facts['left_out']:,} held-out paragraphs are in the training text: not examined"
-        )
+        left_out = f"{facts['left_out']:,} held-out paragraphs"
+        lines.append(f"note    {left_out} are in the training text: not examined")
     if unknown > 0.02:
         lines.append(f"WARNING: {why_unknown(run.o, facts)}")
-    if changed > 0.25:
+    if changed > 0.25 and run.tokenizer.normalizer.lowercase:
         lines.append(f'WARNING: {changed:.0%} of the words lose capitals or accents like "Café": try --cased')
     if masks < 1000:
         lines.append(f"WARNING: the exam has {masks} masked tokens, too few for an exact held-out loss")
@@ -602,6 +588,7 @@ class MaskedLoss(torch.autograd.Function):
         work = compiled or loss_of_rows
         results = [work(z, slope, label, ctx.unit) for z, slope, label in zip(*parts, strict=True)]
         loss, correct, entropy, own = torch.cat(results).T
+
         word = labels.clamp_min(0)[..., None]
         gradient.scatter_(-1, word, own.to(gradient.dtype).view(word.shape))
         correct = correct.sum()
@@ -687,31 +674,23 @@ def pick_hardware(asked: str, dtype: str) -> tuple[torch.device, torch.dtype]:
 
 
 def unused_hardware(asked: str, device: torch.device) -> list[str]:
-    """Sentences on what `--device auto` found on this machine and does not use, each with the remedy."""
+    """A sentence on a card that is in this machine and not used by `--device auto`, with the remedy."""
     if asked != "auto" or device.type != "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return []
     if torch.backends.mps.is_available():
         return ["Apple's GPU is not used: --device mps tries it (untested)"]
-    build = f"torch {torch.__version__}"
-    if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        card = f"{torch.cuda.get_device_name()} (sm_{major}{minor})"
-        why = f"{build} has kernels for {' '.join(torch.cuda.get_arch_list())} alone"
-    else:
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        try:
-            found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-            card, driver = found.splitlines()[0].split(", ")
-        except (OSError, subprocess.SubprocessError, LookupError, ValueError):
-            return []  # no driver, or no card
-        cuda = torch.version.cuda
-        needed = "580" if cuda and cuda.startswith("13") else "525"
-        why = f"{build} does not start CUDA with driver {driver}"
-        if not cuda:
-            why = f"{build} is a build for CPUs"
-        elif driver < needed:
-            why = f"driver {driver} is older than {needed}, which CUDA {cuda} of {build} needs"
-    return [f"{card} is not used: {why}; README, Install, says which torch fits"]
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []  # no driver, or no card
+    card = found.partition("\n")[0].replace(", ", ", driver ")
+    why = f"does not start CUDA {torch.version.cuda} with it"
+    if torch.version.cuda is None:
+        why = "is a build for CPUs"
+    elif torch.cuda.is_available():
+        why = f"has kernels for {' '.join(torch.cuda.get_arch_list())} alone"
+    return [f"{card}, is not used: torch {torch.__version__} {why}; README, Install, says which torch fits"]
 
 
 def keep_freed_ram():
@@ -739,13 +718,12 @@ def compile_parts(model):
 class Pretraining:
     """Hardware, text, model, optimiser, and what was measured so far. distill.py overrides the hooks."""
 
-    judged = "loss"  # which of the figures that `loss` measures tells a divergence
-
     def __init__(self, o):
         self.o = o
         self.step = 0
         self.seconds = 0.0  # of training, without evaluations
         self.log = []  # a dict per evaluation
+        self.columns = {}  # what each of them says besides
         # Since the last evaluation, as running sums:
         self.sums = {}  # what `loss` measures, over the masked tokens
         self.seen = {}  # steps; ids [V], how often each word piece was masked; distinct, of them per step
@@ -767,6 +745,9 @@ class Pretraining:
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.device, self.dtype = pick_hardware(o.device, o.dtype)
+        self.hardware = platform.machine()
+        if self.device.type == "cuda":
+            self.hardware = torch.cuda.get_device_name(self.device)
         # Matrix products in the chosen dtype; weights, softmax, LayerNorm and loss stay float32.
         mixed = self.dtype != torch.float32
         self.autocast = partial(torch.autocast, self.device.type, self.dtype, enabled=mixed)
@@ -789,6 +770,7 @@ class Pretraining:
                 prepare_text(wanted)  # the others wait, and find it done
             dist.init_process_group(timeout=timedelta(days=1))  # texts and tables may take long
         self.tokenizer, self.train_ids, self.held_out_ids, self.text_key = prepare_text(wanted)
+        self.content = {"text": self.text_key}  # what a resumed run must find as it was
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
         self.pieces = sorted(self.vocab, key=self.vocab.get)
@@ -861,35 +843,51 @@ class Pretraining:
             return self.memory.read(self.send(index))
         return self.read(self.model, ids, candidates)
 
-    def made_of(self) -> dict:
-        """What a resumed run must find as it was: {what: a name for its content}."""
-        return {"text": self.text_key}
-
-    def more_columns(self) -> dict:
-        """What else each line of the log says."""
-        return {}
-
-    def more_lines(self) -> list[str]:
-        """What else the summary says."""
-        return []
+    def summary(self) -> list[str]:
+        """What is printed of a run before it starts."""
+        o = self.o
+        size = sum(p.numel() for p in self.model.parameters())
+        masks = f"{o.masking}, {self.masks_per_row} of {o.seq_len - 2} tokens per row"
+        if o.masking != "random":
+            masks += f", {o.select} of {o.reading} entropy after {self.random_steps:,} random steps"
+        lines = [
+            f"model   {o.from_ or o.size}: {size:,} parameters; {self.hardware}, {str(self.dtype)[6:]}",
+            describe_text(self),
+            f"steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}",
+            f"masks   {masks}",
+            f"unigram {self.unigram_loss:.3f} nats per token: the held-out loss of one that knows word "
+            "frequencies alone",
+        ]
+        begins = self.random_steps
+        if o.masking == "self" and o.reading == "memory":
+            begins = max(begins, self.row_count // o.batch_size)  # the first row that comes again
+        if o.masking != "random" and begins >= o.steps:
+            known = f"no entropy is known before step {begins:,}"
+            lines.append(f"WARNING: {known}: to its end this run is --masking random")
+        lines += [f"note    {unused}" for unused in unused_hardware(o.device, self.device)]
+        if self.device.type == "cuda" and o.batch_size * o.seq_len < 2**14:
+            lines.append("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
+        return lines
 
     # -- one step --
 
     def update(self):
         """One step: rows, masks, loss, gradient, new weights. Nothing here waits for a GPU."""
         o = self.o
-        rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
+        size = len(self.vocab)
         torch.manual_seed(seed_for(o.seed, "dropout", self.step) + self.rank)
 
-        # Rows: a function of (seed, step). Where the masks are is all in which rules differ.
+        # Rows, ids [B, T]: a function of (seed, step), the same for all rules.
         index = rows_of_step(o, self.step, self.row_count)
         ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep))
+
+        # Masks: where they are is all in which rules differ. The head runs at these places [B, k] alone.
+        rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
         selected = self.choose(ids, index, rng)
-        size = len(self.vocab)
         corrupted, labels = masking.corrupt(ids, selected, self.mask, size, self.special, o.corruption, rng)
-        places = masking.as_places(selected, self.masks_per_row)  # [B, k]: the head runs at these alone
+        places = masking.as_places(selected, self.masks_per_row)
         labels = labels.gather(1, places)
-        masked = labels != IGNORE
+        masked = labels != IGNORE  # a row with a [SEP] inside may have fewer masks than places
 
         # The gradient of the mean over all masked tokens of the step, a slice of rows at a time.
         count = masked.sum().clamp_min(1)
@@ -926,10 +924,11 @@ class Pretraining:
         if o.masking == "random" or self.step < self.random_steps:
             rule = "random"
         read = partial(self.entropies, ids, index)
+        eligible = self.maskable(ids)
         candidates = o.candidates if o.reading == "blank" else None
+        tau = o.select_temperature
         words = ~self.continues[ids] if o.whole_word else None  # where they start
-        settings = (o.mask_ratio, candidates, o.select_temperature, rng, words)
-        return masking.choose_masks(read, self.maskable(ids), rule, *settings)[0]
+        return masking.choose_masks(read, eligible, rule, o.mask_ratio, candidates, tau, rng, words)[0]
 
     def maskable(self, ids) -> torch.Tensor:
         """Which tokens may be masked: bool [B, T]."""
@@ -964,6 +963,10 @@ class Pretraining:
             dist.all_reduce(tensor)
         return tensor
 
+    def wait_for_others(self):
+        """Until every process has come this far."""
+        self.sum_over_processes(torch.zeros(1, device=self.device)).item()
+
     def sum_gradients(self):
         """The gradient of a sum is the sum of gradients: one call for all of them, under torchrun alone."""
         if self.world > 1:
@@ -978,10 +981,8 @@ class Pretraining:
         masks = self.seen["ids"].sum().item()
         return {name: value / masks for name, value in zip(self.sums, sums, strict=True)}
 
-    def refuse_divergence(self, loss: float):
-        """Raise ValueError where a loss is not finite or beyond guessing, or float16 loses gradients."""
-        start = self.log[0]["held_out_loss"] if self.log else loss
-        worst = max(3 * np.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
+    def refuse_divergence(self, loss: float, worst: float = math.inf):
+        """Raise ValueError where a loss is not finite or not below `worst`, or float16 loses gradients."""
         scale = self.scaler.get_scale()
         if not loss < worst or scale < 1:  # NaN is not below anything
             kept = f"{self.o.out} keeps step {self.log[-1]['step']}" if self.log else "nothing was saved yet"
@@ -1009,30 +1010,36 @@ class Pretraining:
             if self.sums:  # before the first step there are none
                 line |= self.means() | self.mask_figures(**self.last)
                 line["lr"] = self.optimizer.param_groups[0]["lr"]
-        self.refuse_divergence(loss)
+        start = self.log[0]["held_out_loss"] if self.log else loss
+        worst = max(3 * math.log(len(self.vocab)), start + 3)  # thrice a blind guess, or far above the start
+        self.refuse_divergence(loss, worst)
 
-        plateau = loss > self.unigram_loss - PLATEAU and all(past["on_plateau"] for past in self.log)
+        above_unigram = loss - self.unigram_loss
+        plateau = above_unigram > -PLATEAU and all(past["on_plateau"] for past in self.log)
         line |= {"held_out_loss": loss, "held_out_accuracy": accuracy, "on_plateau": int(plateau)}
-        line |= {"seconds": round(self.seconds, 2), "tokens_per_second": round(speed)} | self.more_columns()
+        line |= {"seconds": round(self.seconds, 2), "tokens_per_second": round(speed)} | self.columns
         self.log.append(line)
         if self.rank == 0:
-            where = "on the plateau" if plateau else f"{loss - self.unigram_loss:+.2f} from the unigram loss"
+            where = "on the plateau" if plateau else f"{above_unigram:+.2f} from the unigram loss"
             tqdm.write(f"step {self.step:,}: held-out loss {loss:.3f} ({where}), accuracy {accuracy:.3f}")
-            above = loss - min(past["held_out_loss"] for past in self.log)
-            enough = self.seen and self.seen["ids"].sum() >= 1000  # fewer masks say little
-            common = line["commonest_share"] if enough else 0.0
-            if above > 0.3:
-                tqdm.write(f"WARNING: held-out loss {above:.2f} above its best; {HELP}")
-            elif above > 0.02 and common > 2.5 * self.unigram.max():
-                tqdm.write(f"WARNING: held-out loss rises, one word has {common:.1%} of the masks; {HELP}")
+            self.warn_of_collapse()
             self.save()
         self.sums = {}
         self.seen = {}
 
+    def warn_of_collapse(self):
+        """Say it where the held-out loss rises far, or rises while one word takes over the masks."""
+        above = self.log[-1]["held_out_loss"] - min(past["held_out_loss"] for past in self.log)
+        common = self.log[-1].get("commonest_share", 0.0)
+        too_common = common > 2.5 * self.unigram.max() and self.seen["ids"].sum() >= 1000
+        if above > 0.3 or (above > 0.02 and too_common):
+            what = f"held-out loss {above:.2f} above its best, the commonest mask {common:.1%} of all"
+            tqdm.write(f"WARNING: {what}; see README, When masks collapse")
+
     def save(self):
         """Write checkpoint.pt, the model folder and the log; each file whole, or as it was."""
         out = Path(self.o.out)
-        state = {"options": vars(self.o), "step": self.step, "seconds": self.seconds} | self.made_of()
+        state = {"options": vars(self.o), "step": self.step, "seconds": self.seconds} | self.content
         state |= {"log": self.log, "memory": vars(self.memory) if self.memory else {}}
         state |= {"weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state["scaler"] = self.scaler.state_dict()
@@ -1045,12 +1052,10 @@ class Pretraining:
 
     def load(self, state: dict):
         """Continue where a checkpoint stopped. Raises ValueError where it is of another text (or teacher)."""
-        for name, key in self.made_of().items():
+        for name, key in self.content.items():
             if state.get(name) != key:
-                content, _, rules = str(state.get(name)).partition("-")
-                older = name == "text" and (not rules or key.startswith(content))
-                what = "older rules for text" if older else f"another {name}"
-                raise ValueError(f"{self.o.out} began with {what}: put it back, or start anew")
+                remedy = "put it back or, if this program was updated, start anew --from it"
+                raise ValueError(f"{self.o.out} began with another {name}: {remedy}")
         for name in ("step", "seconds", "log"):
             setattr(self, name, state[name])
         self.model.load_state_dict(state["weights"])
@@ -1079,7 +1084,7 @@ def train(run: Pretraining):
             evaluate = run.step % o.eval_every == 0 or run.step == o.steps
             if evaluate or run.step % 20 == 0:  # not every step: reading a number waits for the GPU
                 means = run.means()
-                run.refuse_divergence(means[run.judged])
+                run.refuse_divergence(means["loss"])
                 seconds = time.perf_counter() - mark
                 speed = (run.step - run.log[-1]["step"]) * o.batch_size * o.seq_len / seconds
                 shown = {name: f"{value:.3f}" for name, value in means.items()}
@@ -1090,15 +1095,15 @@ def train(run: Pretraining):
                 mark = time.perf_counter()
 
 
-def record(run: Pretraining, hardware: str):
+def record(run: Pretraining):
     """Write args.json: what a run is and how it began; a resumed run adds its command to the list there."""
     commit = ""
     with suppress(OSError):  # git is not installed
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    now = {"command": " ".join(sys.argv), "git_commit": commit, "versions": versions, "device": hardware}
-    now |= {"processes": run.world, "cpus": os.cpu_count()}
+    now = {"command": " ".join(sys.argv), "git_commit": commit, "versions": versions}
+    now |= {"device": run.hardware, "processes": run.world, "cpus": os.cpu_count()}
     facts = now | {"options": vars(run.o), "text": run.text_key, "unigram_floor": run.unigram_loss}
     path = Path(run.o.out, "args.json")
     if run.o.resume:
@@ -1106,34 +1111,6 @@ def record(run: Pretraining, hardware: str):
             facts = read_json(path)
             facts["resumed"] = [*facts.get("resumed", []), now | {"step": run.step}]
     write_json(path, facts)
-
-
-def describe(run: Pretraining):
-    """Print what a run is before it starts, and write it to args.json."""
-    o = run.o
-    hardware = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else platform.machine()
-    record(run, hardware)
-    size = sum(p.numel() for p in run.model.parameters())
-    masks = f"{o.masking}, {run.masks_per_row} of {o.seq_len - 2} tokens per row"
-    if o.masking != "random":
-        masks += f", {o.select} of {o.reading} entropy after {run.random_steps:,} random steps"
-    print(f"""\
-model   {o.from_ or o.size}: {size:,} parameters; {hardware}, {str(run.dtype)[6:]}
-{describe_text(run)}
-steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}
-masks   {masks}
-unigram {run.unigram_loss:.3f} nats per token: the held-out loss of one that knows word frequencies alone""")
-    for more in run.more_lines():
-        print(more)
-    begins = run.random_steps
-    if o.masking == "self" and o.reading == "memory":
-        begins = max(begins, run.row_count // o.batch_size)  # the first row that comes again
-    if o.masking != "random" and begins >= o.steps:
-        print(f"WARNING: no entropy is known before step {begins:,}: to its end this run is --masking random")
-    for unused in unused_hardware(o.device, run.device):
-        print(f"note    {unused}")
-    if run.device.type == "cuda" and o.batch_size * o.seq_len < 2**14:
-        print("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
 
 
 def conclude(run: Pretraining):
@@ -1176,21 +1153,17 @@ def read_checkpoint(out: Path) -> dict:
         raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
     try:
         return read_torch(path)
-    except (OSError, MemoryError):
-        raise  # the file may well be whole
     except Exception as error:  # torch.load raises many kinds
         left = f"a new run can start from the model beside it, if there is one: --from {out} --out ANOTHER"
         raise ValueError(f"{path} cannot be read ({type(error).__name__}); {left}") from None
 
 
 def resumed_options(parser, argv, began: dict):
-    """The options a run began with. Raises ValueError where the command line gives others."""
-    fresh = vars(parser.parse_args([]))
-    parser.set_defaults(**began | {"out": fresh["out"]})  # a folder may have been moved
-    o = parser.parse_args(argv)
-    if strange := ", ".join(sorted(set(began) ^ set(fresh))):
+    """The options a run began with, and what is typed now; ValueError where that is something else."""
+    o = parser.parse_args(argv, argparse.Namespace(**began))
+    if strange := ", ".join(sorted(began.keys() ^ vars(parser.parse_args([])).keys())):
         raise ValueError(f"{o.out} was begun by another program or version, with other options: {strange}")
-    free = {"out", "resume", "cache", "device", "compile"}
+    free = {"resume", "cache", "device", "compile"}
     free |= {"corpus", "vocab", "teacher"}  # these may have been moved: their content is compared
     if changed := ", ".join(option(n) for n in sorted(began) if n not in free and getattr(o, n) != began[n]):
         raise ValueError(f"{o.out} began with another {changed}: leave that out, or start anew --from it")
@@ -1207,7 +1180,8 @@ def main(parser, kind=Pretraining, argv=None):
     try:
         if o.resume:
             state = read_checkpoint(out)
-            o = resumed_options(parser, argv, state["options"])
+            began = state["options"] | {"out": o.out}  # the folder may have been moved
+            o = resumed_options(parser, argv, began)
         elif (out / "checkpoint.pt").exists() or (out / "model.safetensors").exists():
             raise ValueError(f"{out} holds a run or a model already: add --resume, or choose another --out")
         check(o, parser, int(os.environ.get("WORLD_SIZE", 1)))
@@ -1216,11 +1190,12 @@ def main(parser, kind=Pretraining, argv=None):
         if o.resume:
             run.load(state)
         if run.rank == 0:
-            describe(run)
+            record(run)
+            print(*run.summary(), sep="\n")
         train(run)
         if run.rank == 0:
             conclude(run)
-        run.sum_over_processes(torch.zeros(1, device=run.device)).item()  # wait: another may still write
+        run.wait_for_others()  # they may still write
         if run.world > 1 and argv is None:  # under torchrun all is done and saved
             sys.stdout.flush()
             os._exit(0)  # else torch's own threads, which may outlive it, now and then abort the process

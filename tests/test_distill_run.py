@@ -421,7 +421,7 @@ BAD = {
     "no teacher": (["--teacher", ""], "needs --teacher FOLDER"),
     "teacher missing": (["--teacher", "nowhere"], "nowhere"),
     "another vocabulary": (["--vocab", "other.txt"], "splits text into other pieces"),
-    "another casing": (["--cased"], "has no capital letters: leave --cased out"),
+    "another casing": (["--cased"], "--cased has no effect.*teacher brings its own: leave it out"),
     "a vocabulary to learn": (["--vocab-size", "400"], "--vocab-size has no effect.*teacher brings its own"),
     "alpha above 1": (["--kd-alpha", "2"], "--kd-alpha 2.0 must be from 0 to 1"),
     "temperature 0": (["--kd-temperature", "0"], "--kd-temperature 0.0 must be finite and at least"),

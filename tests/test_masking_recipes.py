@@ -30,8 +30,10 @@ def section():
 
 
 def blocks():
-    """The two Python blocks of the README: a plain loop, and with Trainer."""
-    plain, trainer = re.findall(r"```python\n(.*?)```", section(), re.S)
+    """The plain loop of the README, and the one with Trainer of the page on encoders."""
+    page = (PROJECT / "tests/lab/encoders.md").read_text(encoding="utf-8")
+    trainer = re.search(r"^## Masks by entropy in `Trainer`\n.*?```python\n(.*?)```", page, re.M | re.S)[1]
+    (plain,) = re.findall(r"```python\n(.*?)```", section(), re.S)
     return {"Trainer": trainer, "loop": plain}
 
 

@@ -256,6 +256,18 @@ def test_a_row_of_one_long_word_masks_exactly_k_single_pieces():
     assert (selected == (torch.arange(20) >= 16)).all(), "the four most uncertain pieces of each row"
 
 
+def test_words_that_fit_among_the_candidates_alone_mask_exactly_k_of_their_pieces():
+    start = (torch.arange(24) % 6 == 0).expand(5, 24)  # words of 6 pieces; k = 5 and 10 candidates
+    eligible = torch.ones(5, 24, dtype=torch.bool)
+    entropy = torch.rand(5, 24, generator=torch.Generator().manual_seed(0))
+    candidates = draw_candidates(eligible, 0.2, 2.0, word_start=start)
+    assert candidates.view(5, 4, 6).all(-1).sum(1).tolist() == [1] * 5, "one word and no more fits into 10"
+    selected = select_positions("high", eligible, 0.2, entropy, candidates, word_start=start)
+    for row in range(5):
+        best = entropy[row].masked_fill(~candidates[row], -1).topk(5).indices
+        assert selected[row].nonzero()[:, 0].tolist() == sorted(best.tolist())
+
+
 def test_bad_arguments_are_named():
     eligible, entropy = rows()
     with pytest.raises(ValueError, match="'highest' is not one of random, high"):

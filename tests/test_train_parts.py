@@ -295,7 +295,7 @@ def test_a_card_that_is_busy_is_refused_and_not_replaced(asked, monkeypatch):
 def machine(monkeypatch, tmp_path):
     """machine(smi=..., cuda=..., ...): one as nvidia-smi and torch would describe it; returns the lines."""
 
-    def describe(smi="", code=0, cuda=None, sees=None, mps=False, asked="auto"):
+    def describe(smi="", code=0, cuda=None, sees=False, mps=False, asked="auto"):
         program = tmp_path / "nvidia-smi"
         program.write_text(f"#!/bin/sh\nprintf '{smi}'\nexit {code}\n")
         program.chmod(0o755)
@@ -303,29 +303,27 @@ def machine(monkeypatch, tmp_path):
         monkeypatch.setattr(torch, "__version__", "2.13.0")
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(sees))
-        if sees:
-            monkeypatch.setattr(torch.cuda, "get_device_name", lambda: sees[0])
-            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: sees[1])
-            monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "compute_120"])
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: sees)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "compute_120"])
         return train.unused_hardware(asked, torch.device("cpu"))
 
     return describe
 
 
 T4 = "Tesla T4, 550.54.15\\n"
-GTX = ("GeForce GTX 1080", (6, 1))
+GTX = "NVIDIA GeForce GTX 1080, 580.65.06\\n"
 UNUSED = {
     "nothing there": ({}, ""),
     "no card": ({"smi": "No devices were found", "code": 6}, ""),
-    "a CPU build": ({"smi": T4}, "Tesla T4 is not used: torch 2.13.0 is a build for CPUs; README, Install"),
-    "an old driver": ({"smi": T4, "cuda": "13.0"}, "T4 .*driver 550.54.15 is older than 580, .*CUDA 13.0"),
-    "one of 2021": ({"smi": "K80, 470.82\\n", "cuda": "12.4"}, "K80 .*driver 470.82 is older than 525, "),
-    "no way in": ({"smi": T4, "cuda": "12.8"}, "T4 .*2.13.0 does not start CUDA with driver 550.54.15"),
-    "two cards": ({"smi": T4 + T4}, "Tesla T4 is not used: torch 2.13.0 is a build for CPUs"),
+    "a CPU build": (
+        {"smi": T4},
+        "^Tesla T4, driver 550.54.15, is not used: torch 2.13.0 is a build for CPUs; README, Install",
+    ),
+    "an old driver": ({"smi": T4, "cuda": "13.0"}, "T4, driver 550.54.15, .* not start CUDA 13.0 with it"),
+    "two cards": ({"smi": T4 + GTX}, "^Tesla T4, driver 550.54.15, is not used: torch 2.13.0 is a build"),
     "no kernels": (
-        {"sees": GTX, "cuda": "13.0"},
-        "GTX 1080 .sm_61. is not used: .*for sm_75 .* alone; README",
+        {"smi": GTX, "sees": True, "cuda": "13.0"},
+        "GTX 1080, .* is not used: .*has kernels for sm_75 .* alone; README",
     ),
     "Apple": ({"mps": True}, "Apple's GPU is not used: --device mps .*untested"),
     "the CPU was asked for": ({"smi": T4, "asked": "cpu"}, ""),
