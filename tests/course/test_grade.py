@@ -11,7 +11,10 @@ import check_submission
 import exercises
 import grade
 import handout
+import numpy
 import pytest
+import torch
+import waiting
 
 E5, E6 = exercises.EXERCISES[4:6]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="submissions are graded in forked processes")
@@ -200,6 +203,26 @@ def test_an_endless_loop_ends_and_another_exercise_is_graded_as_before(workers):
     assert "stopped after 2 seconds" in found.stopped and found.points == 0
     good, bad = check_submission.taken(handout.PROJECT, E5)
     assert grade.grade_exercise(workers, E5, good, bad, (1,)).points == 15
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x.sum().item()",
+        "x[x > 0]",
+        "numpy.from_dlpack(x)",
+        "x.untyped_storage()",
+        "str(x)",
+        "torch.arange(x[2])",
+        "torch.zeros(2).fill_(x[2].item())",
+        "x[: x[1]]",
+    ],
+)
+def test_what_brings_a_number_to_the_host_is_noticed(line):
+    given = {"torch": torch, "numpy": numpy, "x": torch.arange(3)}
+    with pytest.raises(AssertionError, match="host"):
+        waiting.without_waiting(lambda: eval(line, given))
+    waiting.without_waiting(lambda: torch.where(given["x"] > 0, given["x"].masked_fill(given["x"] > 1, 0), 7))
 
 
 # ---- what is written ----

@@ -5,6 +5,7 @@ tests/sync.py has the same for whole programs; this one says what to write inste
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Their result, or its shape, depends on values that only the device knows.
 WAITS = {
@@ -46,7 +47,17 @@ class NoWaiting(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+class NoScalars(TorchDispatchMode):
+    """with NoScalars(): AssertionError where torch itself reads a number, as in torch.arange(x.max())."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert operation.overloadpacket.__name__ != "_local_scalar_dense", (
+            "a tensor was given where torch needs a number: the host waits for a GPU until it is computed"
+        )
+        return operation(*args, **(kwargs or {}))
+
+
 def without_waiting(function):
     """The result of a function in which nothing waits. Raises AssertionError, which says what would."""
-    with NoWaiting():
+    with NoWaiting(), NoScalars():
         return function()
