@@ -7,6 +7,7 @@ What it may use is checked here, before anything runs; the programs that grade u
 
 import ast
 import re
+import symtable
 import sys
 import textwrap
 from pathlib import Path
@@ -17,6 +18,7 @@ sys.path.insert(0, str(HERE / "tests" / "course"))  # in a handout this file sta
 from exercises import COURSE, EXERCISES, LIBRARIES  # noqa: E402
 
 LONGEST = 100  # lines of one function
+TALLEST = 500  # lines of one function in its file, with docstring, comments and empty lines
 LARGEST = 10**6  # bytes of one file
 
 # Ways out of a function: files, processes, other people's memory, code made at run time.
@@ -25,7 +27,8 @@ REFUSED_NAMES |= set(
     "setattr delattr os sys io subprocess shutil urllib ctypes tempfile zipfile gzip".split()
 )
 REFUSED_NAMES |= set("lzma ast json Path platform dist warnings signature read_torch read_json".split())
-REFUSED_NAMES |= set("read_weights atomic_write load_tokenizer save_tokenizer".split())
+REFUSED_NAMES |= set("read_weights atomic_write load_tokenizer save_tokenizer dataclass".split())
+REFUSED_NAMES |= sys.stdlib_module_names - set(LIBRARIES)  # the programs import some of these
 REFUSED_ATTRIBUTES = set(
     "os sys io subprocess shutil ctypes importlib builtins inspect gc pickle path".split()
 )
@@ -35,7 +38,15 @@ REFUSED_ATTRIBUTES |= set(
 )
 REFUSED_ATTRIBUTES |= set("testing lib f2py multiprocessing from_pretrained save_pretrained modules".split())
 REFUSED_ATTRIBUTES |= set("monitoring settrace setprofile attrgetter methodcaller scipy sklearn".split())
-REFUSED_ATTRIBUTES |= set("gi_frame cr_frame ag_frame tb_frame f_back f_globals f_locals f_builtins".split())
+# A module that another has imported, as in re.enum, is a way to all others; these are functions as well.
+REFUSED_ATTRIBUTES |= {"bltns"} | sys.stdlib_module_names - set(
+    "array chunk copy random select trace".split()
+)
+REFUSED_ATTRIBUTES |= set("fromregex savez savez_compressed DataSource update_wrapper wraps mp loads".split())
+REFUSED_ATTRIBUTES |= set("getattr setattr dataclass signature read_torch read_weights".split())
+REFUSED_ATTRIBUTES |= set(
+    "gi_code gi_frame cr_frame ag_frame tb_frame f_back f_globals f_locals f_builtins".split()
+)
 
 
 class Unusable(Exception):
@@ -65,14 +76,15 @@ def cut(text: str, name: str) -> str:
     depth = len(lines[start]) - len(lines[start].lstrip())
 
     error = "it does not end"
-    for end in range(start + 1, len(lines) + 1):
+    for end in range(start + 1, min(len(lines), start + TALLEST) + 1):
         outside = end == len(lines) or lines[end].strip() and not lines[end].startswith(" " * (depth + 1))
         if not outside or end < len(lines) and lines[end].lstrip().startswith("#"):
             continue
         block = textwrap.dedent("\n".join(lines[start:end]))
         try:
-            ast.parse(block)
-            return block
+            if len(ast.parse(block).body) == 1:
+                return block
+            error = "there is a second statement"  # a form feed sets Python's indentation back to 0
         except (SyntaxError, ValueError, RecursionError, MemoryError) as fault:
             error = f"line {start + (getattr(fault, 'lineno', 1) or 1)}: {getattr(fault, 'msg', fault)}"
         if end < len(lines) and re.match(r"\s*(def|class|@)\b", lines[end]):
@@ -80,15 +92,19 @@ def cut(text: str, name: str) -> str:
     raise Unusable(f"it is no Python ({error})")
 
 
+def global_names(function: ast.AST) -> set:
+    """The names that a function, its defaults and whatever is nested in it read from outside of it."""
+    tables = [symtable.symtable(ast.unparse(function), "function", "exec")]
+    found = set()
+    for table in tables:
+        tables += table.get_children()
+        found |= {s.get_name() for s in table.get_symbols() if s.is_global() and s.is_referenced()}
+    return found
+
+
 def refused_names(function: ast.AST) -> list[str]:
     """What a function uses and may not; a variable of its own may have any name."""
-    found = []
-    own = {
-        node.id
-        for node in ast.walk(function)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
-    own |= {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+    found = sorted(REFUSED_NAMES & global_names(function))
     for node in ast.walk(function):
         if isinstance(node, ast.Import):
             found += [f"import {a.name}" for a in node.names if a.name not in LIBRARIES]
@@ -102,11 +118,10 @@ def refused_names(function: ast.AST) -> list[str]:
             private = node.attr.startswith("_") and node.attr != "__init__"
             found += [node.attr] if private or node.attr in REFUSED_ATTRIBUTES else []
         elif isinstance(node, ast.Name):
-            refused = node.id in REFUSED_NAMES - own
-            found += [node.id] if node.id.startswith("__") or refused else []
+            found += [node.id] if node.id.startswith("__") else []
         elif isinstance(node, ast.Global):
             found.append("global")
-        elif isinstance(node, (ast.AsyncFunctionDef, ast.Await, ast.ClassDef)):
+        elif isinstance(node, (ast.AsyncFunctionDef, ast.Await, ast.ClassDef, ast.MatchClass)):
             found.append(type(node).__name__)
     return found
 
@@ -121,6 +136,14 @@ def uses(function: ast.AST) -> set:
 
 def take(text: str, name: str, e) -> str:
     """A function of a submission in plain form, without decorators and docstring. Raises Unusable."""
+    try:
+        return checked(text, name, e)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as fault:  # found after it was parsed
+        raise Unusable(f"it is no Python ({type(fault).__name__}: {str(fault)[:100]})") from None
+
+
+def checked(text: str, name: str, e) -> str:
+    """What `take` returns; other errors may come out of it than Unusable."""
     (function,) = ast.parse(cut(text, name)).body
     if ast.get_docstring(function) is not None:
         function.body = function.body[1:]
@@ -140,6 +163,8 @@ def read(folder: Path, file: str) -> str:
     """A file of a submission. Raises Unusable."""
     path = Path(folder) / file
     try:
+        if path.is_symlink() or path.exists() and not path.is_file():
+            raise Unusable(f"{file} is no file of its own")  # a link may lead to the solution
         if path.stat().st_size > LARGEST:
             raise Unusable(f"{file} is larger than {LARGEST:,} bytes")
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")

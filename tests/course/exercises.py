@@ -84,6 +84,7 @@ EXERCISES = (
         "could hardly learn?",
         by_hand=(
             "attention: scaled_dot_product_attention",
+            "attention: SelfAttention",
             "MultiheadAttention",
             "multi_head_attention_forward",
         ),
@@ -152,7 +153,7 @@ EXERCISES = (
         "where `width` is None the candidates must be counted.",
         "Model A wavers between two words, half and half. Model B is 99% sure of one word and spreads the "
         "rest evenly over 8,191 others. Which has the higher entropy, and by what factor?",
-        by_hand=("Categorical", "entr", "cross_entropy", "MaskedLoss"),
+        by_hand=("distributions", "entr", "cross_entropy", "linear_cross_entropy", "MaskedLoss"),
     ),
     Exercise(
         6,
@@ -217,7 +218,17 @@ EXERCISES = (
         "compute. And of one that knows word frequencies and nothing else? Guess, then see what `python "
         "train.py` prints as the loss of word frequencies. After how many steps is the held-out loss below "
         "it?",
-        by_hand=("cross_entropy", "nll_loss", "CrossEntropyLoss", "NLLLoss", "MaskedLoss"),
+        by_hand=(
+            "cross_entropy",
+            "linear_cross_entropy",
+            "nll_loss",
+            "CrossEntropyLoss",
+            "LinearCrossEntropyLoss",
+            "NLLLoss",
+            "NLLLoss2d",
+            "distributions",
+            "MaskedLoss",
+        ),
     ),
     Exercise(
         9,
@@ -265,7 +276,7 @@ EXERCISES = (
         "a label. `torch.promote_types(dtype, torch.float32)` is float32 at least.",
         "As T grows, what does the loss tend to with the factor T^2, and what without? Draw two rows of "
         "logits and try T = 1, 10, 100.",
-        by_hand=("kl_div", "KLDivLoss", "cross_entropy", "Categorical"),
+        by_hand=("kl_div", "KLDivLoss", "cross_entropy", "distributions"),
     ),
 )
 

@@ -160,12 +160,10 @@ def expected(number: int, seeds: tuple) -> list:
 
 
 def shown(line: dict) -> str:
-    """An answer in a few words."""
-    if "error" in line:
-        said = " ".join(str(line.get("message", "")).replace("<", "(").split())
-        return f"{line['error']}: {said}"
-    if "word" in line:
-        return line["word"]
+    """An answer in a few words: on one line and without tags, since a student may have chosen them."""
+    if "error" in line or "word" in line:
+        said = f"{line['error']}: {line.get('message', '')}" if "error" in line else str(line["word"])
+        return " ".join(said.replace("<", "(")[:400].split())
     values = ", ".join(f"{value:.5g}" for value in line["values"][:4])
     more = ", ..." if len(line["values"]) > 4 else ""
     return f"[{values}{more}] of shape {line['shape']}"

@@ -83,12 +83,34 @@ def test_a_function_is_cut_out_of_a_file_that_is_no_python():
         "torch.distributions.Categorical(logits=logits)",
         "torch.special.entr(logits)",
         "(x for x in [1]).gi_frame",
+        "[0 for eval in ()]; eval('x')",
+        "f = lambda open: 0; open('x')",
+        "html.unescape('x')",
+        "torch.serialization.re",
     ],
 )
 def test_ways_out_of_a_function_are_refused(line):
     text = f"def prediction_entropy(logits):\n    {line}\n    return logits.sum(-1)\n"
     with pytest.raises(check_submission.Unusable, match="refused|by hand"):
         check_submission.take(text, "prediction_entropy", E5)
+
+
+def test_a_text_that_is_read_in_two_ways_stops_nobody():
+    """What fails only after it was parsed costs one function, like a bracket left open."""
+    start = "def prediction_entropy(logits):\n"
+    deep = "    return 1" + " + 1" * 900
+    for body in ("    return 1\n \x0cimport os\n", deep, "    nonlocal x\n    return x"):
+        with pytest.raises(check_submission.Unusable, match="it is no Python"):
+            check_submission.take(start + body, "prediction_entropy", E5)
+    endless = start + '    """' + "\nx" * 10**5  # each line could be the end
+    with pytest.raises(check_submission.Unusable, match="it is no Python"):
+        check_submission.take(endless, "prediction_entropy", E5)
+
+
+def test_a_link_to_the_solution_is_no_submission(tmp_path):
+    (tmp_path / "masking.py").symlink_to(handout.PROJECT / "masking.py")
+    good, bad = check_submission.taken(tmp_path, E5)
+    assert not good and "masking.py is no file of its own" in bad["prediction_entropy"]
 
 
 def test_a_variable_may_have_any_name():
@@ -118,6 +140,14 @@ def test_what_is_near_agrees_and_what_is_not_does_not():
     assert not grade.agrees(line([1.0, float("nan")], shape=[1, 2]), wanted)
     assert not grade.agrees({"name": "n", "error": "ValueError"}, wanted)
     assert not grade.agrees(line([1.0], shape=[2]), wanted), "fewer numbers than the shape says"
+
+
+def test_what_a_student_says_stays_on_its_line():
+    """An exception, its class and a word are the student's own: they write no page of feedback."""
+    said = "# 100 of 100\n\n<b>" * 9999
+    for line in ({"error": "E\n# x", "message": said}, {"error": said}, {"word": said}):
+        got = grade.shown(line)
+        assert len(got) <= 400 and "\n" not in got and "<" not in got
 
 
 def test_answers_that_are_none_cost_points_and_do_not_stop_the_grader():

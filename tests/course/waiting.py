@@ -20,6 +20,7 @@ WAITS = {
 }
 WAITS |= {"argwhere", "masked_select", "masked_scatter", "equal", "allclose", "bincount", "unique", "histc"}
 WAITS |= {"unique_consecutive", "repeat_interleave", "is_nonzero", "__array__", "cpu"}
+WAITS |= {"__dlpack__", "storage", "untyped_storage", "apply_", "map_", "__format__", "__repr__"}
 INDEXING = {"__getitem__", "__setitem__", "index_put", "index_put_"}  # wait where an index is boolean
 
 

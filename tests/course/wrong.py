@@ -84,6 +84,20 @@ ATTENTION = (
     ),
     Wrong(
         1,
+        "not by hand, by a detour through the class",
+        4,
+        attention("    return SelfAttention.forward((query, key, value, mask, dropout), None)\n")
+        | {
+            "SelfAttention.forward": "def forward(self, x, mask=None):\n"
+            "    if isinstance(self, tuple):\n"
+            "        return F.scaled_dot_product_attention(*self)\n"
+            + heads("    out = F.scaled_dot_product_attention(q, k, v, mask, dropout)\n" + BACK)[
+                "SelfAttention.forward"
+            ].partition("\n")[2]
+        },
+    ),
+    Wrong(
+        1,
         "queries read as keys",
         5,
         heads("    out = F.scaled_dot_product_attention(k, q, v, mask, dropout)\n" + BACK),
@@ -275,6 +289,12 @@ ENTROPY = (
         "a distribution of torch's",
         0,
         entropy("    return torch.distributions.Categorical(logits=logits.float()).entropy()\n"),
+    ),
+    Wrong(
+        5,
+        "another distribution of torch's",
+        0,
+        entropy("    return torch.distributions.OneHotCategorical(logits=logits.float()).entropy()\n"),
     ),
     Wrong(
         5,
@@ -653,6 +673,18 @@ LOSS = (
     ),
     Wrong(
         8,
+        "not by hand, by an older name",
+        0,
+        loss(
+            "    flat, log_p = labels.flatten(), logits.float().flatten(0, -2).log_softmax(-1)\n"
+            + '    sum_of = torch.nn.NLLLoss2d(reduction="sum")\n'
+            + "    total = sum_of(log_p[..., None, None], flat[:, None, None])\n"
+            + CORRECT
+            + "    return total, right.sum().float()\n"
+        ),
+    ),
+    Wrong(
+        8,
         "the project's MaskedLoss",
         0,
         loss(
@@ -916,6 +948,9 @@ FORGED_FILES = {
     },
     "a program that ends": {"train.py": "\nraise SystemExit(0)\n"},
 }
+# What would be right where `eval` or the names of a module can be had after all.
+BY_TORCH = "__import__('torch').distributions.Categorical(logits=logits.float()).entropy()"
+EVALUATED = f'return names["__builtins__"]["eval"]("{BY_TORCH}", {{"logits": logits}})'
 # {name: functions that pass for exercise 5}: its concepts on numbers
 FORGED_BODIES = {
     "ends the process": body("import os\nos._exit(0)"),
@@ -934,6 +969,30 @@ FORGED_BODIES = {
     "walks up the frames of a generator": body("g = (x for x in [1])\ng.gi_frame.f_back"),
     "changes how numbers are noted": body("torch.Tensor.detach = lambda self: self * 0"),
     "a number that is equal to all": body("torch.Tensor.double = lambda self: self"),
+    "has a variable called eval, elsewhere": body(f'[0 for eval in ()]\nreturn eval("{BY_TORCH}")'),
+    "has an argument called eval, elsewhere": body(f'f = lambda eval: 0\nreturn eval("{BY_TORCH}")'),
+    "evaluates in a default": body('def f(z, made=eval("torch")):\n    eval = made\n    return z'),
+    "matches an attribute": body(
+        f"match blank_entropy:\n    case object(__globals__=names):\n        {EVALUATED}"
+    ),
+    "matches an attribute by its place": body(
+        'kind = type("Kind", (type,), {"__instancecheck__": lambda *given: True})\n'
+        'every = kind("Every", (), {"__match_args__": ("__globals__",)})\n'
+        f"match blank_entropy:\n    case every(names):\n        {EVALUATED}"
+    ),
+    "lets functools read an attribute": body(
+        "import functools\nfound = []\n"
+        'keep = type("Keep", (), {"__setattr__": lambda self, name, value: found.append(value)})()\n'
+        'functools.update_wrapper(keep, blank_entropy, assigned=("__globals__",), updated=())\n'
+        f"names = found[0]\n{EVALUATED}"
+    ),
+    "rewrites the code of a generator": body(
+        'code = (x.name for x in [1]).gi_code.replace(co_names=("__globals__",))\n'
+        f"names = next(type(lambda: 0)(code, {{}})(iter([blank_entropy])))\n{EVALUATED}"
+    ),
+    "goes through what another module imported": body(
+        f'return torch.serialization.re.enum.bltns.eval("{BY_TORCH}", {{"logits": logits}})'
+    ),
 }
 
 
