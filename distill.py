@@ -117,7 +117,7 @@ def init_student(student: BertForMaskedLM, teacher: BertForMaskedLM, how: str):
             parameter[shared] = value[shared].to(parameter.device)
 
 
-# ---- the teacher's entropies ----
+# ---- the run, and the teacher's entropies ----
 
 
 def blank_entropy_everywhere(model, ids, eligible, mask_ratio, mask_token_id, generator) -> torch.Tensor:
@@ -208,7 +208,9 @@ class Distillation(train.Pretraining):
         """The teacher's entropy at every token of the training text: float16 [rows, seq_len], nats, on disk.
 
         The teacher is frozen: one computation serves every epoch, and every run with this teacher and text.
-        None where nobody asks, or the steps' own readings cost less; memory needs every token's entropy.
+        None where nobody asks, or the steps' own readings cost less; memory needs every token's entropy. With
+        --masking teacher a table hides k tokens of a row at a time and a step its 2k candidates: their
+        entropies differ a little.
         """
         o = self.o
         if o.masking not in ("teacher", "reducible"):
@@ -255,7 +257,7 @@ class Distillation(train.Pretraining):
         if o.masking == "self":
             return super().entropies(ids, index, candidates)
         if self.table is None:
-            known = self.read(self.teacher, ids, candidates)
+            known = self.entropies_of(self.teacher, ids, candidates)
         else:
             known = self.send(self.table[index]).float()
         if o.masking == "teacher":

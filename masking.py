@@ -180,7 +180,8 @@ class EntropyMemory:
         moved = torch.where(self.mean > 0, self.mean.lerp(mean, 0.01), mean)
         self.mean = torch.where(count > 0, moved, self.mean)
 
-        # A row may be there twice. What is no blank repeats some blank, so that it never writes old over new.
+        # A row may be there twice, and what is no blank must not write an old value over a new one: it
+        # repeats the write of some blank.
         rows = index[:, None].expand_as(places)
         values = torch.where(blank, entropy.half(), self.values[rows, places]).flatten()
         blank = blank.flatten()
@@ -229,8 +230,10 @@ def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
 
 
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
-# score are masked, equal scores in random order; outside of it entropies mean nothing. As all of a step, it
-# waits for no GPU: no boolean indices, no .item(). A new rule is one function here and one entry in RULES.
+# score are masked, and outside of the pool entropies mean nothing. The columns come in random order, so that
+# equal scores are chosen at random: a score may depend on entropies and pool, not on the place. With whole
+# words a column is a word, its entropy the mean over its pieces. Like all of a step, a rule waits for no GPU:
+# no boolean indices, no .item(). A new rule is one function here and one entry in RULES.
 
 
 def rule_random(entropy, pool, temperature, generator):
@@ -314,18 +317,18 @@ def draw_candidates(eligible, mask_ratio, factor=2.0, generator=None, word_start
 
 
 def choose_masks(
-    read, eligible, rule, mask_ratio, candidates=2.0, temperature=1.0, generator=None, word_start=None
+    entropy_of, eligible, rule, mask_ratio, factor=2.0, temperature=1.0, generator=None, word_start=None
 ):
     """The method: draw candidates, read how unsure the model is of each, select k by the rule.
 
-    read: candidates [B, T] -> entropies [B, T], nats; it gets None where candidates, how many times k are
-    drawn, is None. Returns (selected, bool [B, T]; entropy, or None for the rule random: nothing is read).
+    factor: candidates drawn per mask, or None where a reading knows all places. entropy_of: candidates, bool
+    [B, T] or None -> entropies [B, T], nats. Returns (selected, bool [B, T]; entropy, or None for `random`).
     """
     drawn = entropy = None
     if rule != "random":
-        if candidates is not None:
-            drawn = draw_candidates(eligible, mask_ratio, candidates, generator, word_start)
-        entropy = read(drawn)
+        if factor is not None:
+            drawn = draw_candidates(eligible, mask_ratio, factor, generator, word_start)
+        entropy = entropy_of(drawn)
     settings = {"temperature": temperature, "generator": generator, "word_start": word_start}
     return select_positions(rule, eligible, mask_ratio, entropy, drawn, **settings), entropy
 
@@ -488,14 +491,14 @@ def mask_batch(
         after_special = torch.nn.functional.pad(~ordinary, (1, -1), value=True)
         word_start = word_start[input_ids] | ~ordinary | after_special
 
-    def read(blanks):
+    def entropy_of(blanks):
         if blanks is None:
             return visible_entropy(model, input_ids, **batch)
         width = candidate_budget(input_ids.shape[1], mask_ratio, candidates)
         return blank_entropy(model, input_ids, blanks, mask_token_id, width, **batch)
 
     settings = {"temperature": temperature, "generator": generator, "word_start": word_start}
-    selected, entropy = choose_masks(read, allowed, rule, mask_ratio, candidates, **settings)
+    selected, entropy = choose_masks(entropy_of, allowed, rule, mask_ratio, candidates, **settings)
     corrupted, labels = corrupt(input_ids, selected, mask_token_id, vocab_size, special, scheme, generator)
     masked = {**batch, "input_ids": corrupted, "labels": labels}
     return (masked, entropy) if return_entropy else masked

@@ -1,9 +1,9 @@
 """Pretrain a BERT with random or entropy-aware masking: `python train.py --help`.
 
-Start reading at `train` near the end, the loop, and at `Pretraining.update`, one step. Above them, in the
-order of use: options, text, rows, loss, schedule and hardware. Every random number is a function of (seed,
+Start reading at `train` near the end, the loop, and at `Pretraining.update`, one step. Above them stand
+options, text, rows, loss, schedule and hardware. Every random number of a run is a function of (seed,
 purpose, step): runs that differ in their masking rule alone start from the same weights and see the same
-rows in the same order, and a resumed run needs no saved random state.
+rows in the same order, and a resumed run needs no saved random state. The exam is the same for every seed.
 """
 
 import argparse
@@ -329,6 +329,7 @@ def encode_text(paths, tokenizer: Tokenizer, stream):
         for text, encoding in zip(paragraphs, encodings, strict=True):
             ids = array("i", encoding.ids)
             stream.write(ids)
+            # Python's hash is another in every process; these are compared within one.
             table.extend((len(ids), hash(text) if len(text) >= KNOWN else 0, held_out))
             if unknown in ids:
                 strange.append(text)
@@ -436,7 +437,7 @@ def prepare_text(o):
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 name.update(block)
-        name.update(b"\0")  # a document ends here
+        name.update(b"\0")  # a file ends here: (ab, c) is not (a, bc)
 
     folder = cache / f"{name.hexdigest()[:16]}-{TEXT_RULES}"
     if not folder.is_dir():
@@ -559,8 +560,8 @@ def mlm_loss(logits: torch.Tensor, labels: torch.Tensor):
     """-sum over the masked tokens of log p(token), p = softmax(logits), and how many of them are its argmax.
 
     logits [..., V], labels [...] with -100 where there is no loss. Returns two float32 scalars; waits for no
-    device: no boolean indices, no .item(). The caller divides by the masked tokens of the whole step: a mean
-    of means would weigh pieces of unequal size alike.
+    device: no boolean indices, no .item(). A sum and no mean: means of pieces of unequal size would weigh
+    them alike, so whoever adds up several pieces divides once, by all of their masked tokens.
     """
     counted = labels != IGNORE
     log_p = logits.float().log_softmax(-1)
@@ -787,7 +788,8 @@ class Pretraining:
     def plan_masks(self):
         """How many masks a row gets, and what choosing them needs."""
         o = self.o
-        self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)  # k, the same in every row
+        # k of a row without a [SEP] inside: the others have fewer.
+        self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)
         self.random_steps = as_steps(o.entropy_warmup, o.steps)
         self.continues = torch.tensor([piece.startswith("##") for piece in self.pieces], device=self.device)
         if o.whole_word and not self.continues.any():
@@ -805,8 +807,6 @@ class Pretraining:
         if load_tokenizer(folder).to_str() != self.tokenizer.to_str():
             raise ValueError(f"{folder} splits text into other pieces than this run; try --vocab {folder}")
         return BertForMaskedLM.from_pretrained(folder, vocab_size=len(self.vocab), **changes)
-
-    # -- hooks: what distill.py overrides --
 
     def make_model(self) -> BertForMaskedLM:
         """The model at the start: fresh weights, or those of --from."""
@@ -830,6 +830,8 @@ class Pretraining:
             model.cls["predictions"].bias.data.copy_(self.unigram.log())
         return model
 
+    # -- what distill.py overrides --
+
     def loss(self, ids, places, labels):
         """The objective, summed over the masked tokens; the sums to log; entropies [B, k], nats."""
         with self.autocast():
@@ -838,10 +840,10 @@ class Pretraining:
         return loss, {"loss": loss.detach(), "accuracy": correct}, entropy
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
-        """How unsure the model is of the rows `ids`, number `index`: [B, T], nats; see `read`."""
+        """How unsure the model is of the rows `ids`, number `index`: [B, T], nats."""
         if self.memory:
             return self.memory.read(self.send(index))
-        return self.read(self.model, ids, candidates)
+        return self.entropies_of(self.model, ids, candidates)
 
     def summary(self) -> list[str]:
         """What is printed of a run before it starts."""
@@ -923,18 +925,18 @@ class Pretraining:
         rule = o.select
         if o.masking == "random" or self.step < self.random_steps:
             rule = "random"
-        read = partial(self.entropies, ids, index)
+        entropy_of = partial(self.entropies, ids, index)
         eligible = self.maskable(ids)
-        candidates = o.candidates if o.reading == "blank" else None
+        factor = o.candidates if o.reading == "blank" else None  # the other readings know all places
         tau = o.select_temperature
         words = ~self.continues[ids] if o.whole_word else None  # where they start
-        return masking.choose_masks(read, eligible, rule, o.mask_ratio, candidates, tau, rng, words)[0]
+        return masking.choose_masks(entropy_of, eligible, rule, o.mask_ratio, factor, tau, rng, words)[0]
 
     def maskable(self, ids) -> torch.Tensor:
         """Which tokens may be masked: bool [B, T]."""
         return masking.eligible_positions(ids, [self.cls, self.sep])
 
-    def read(self, model, ids, candidates) -> torch.Tensor:
+    def entropies_of(self, model, ids, candidates) -> torch.Tensor:
         """How unsure a model is of the candidates, hidden, or with None of every token as it stands: [B, T].
 
         Every process draws the same masks for all rows, so each reads its own rows and the results are added.
