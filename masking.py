@@ -145,8 +145,8 @@ def visible_entropy(model, input_ids, attention_mask=None, **inputs) -> torch.Te
 def blank_entropy(model, input_ids, candidates, mask_token_id, width=None, attention_mask=None, **inputs):
     """The `blank` reading: hide the candidates; how unsure is the model of each? [B, T] -> [B, T], nats.
 
-    candidates: bool [B, T], all hidden in one forward pass; elsewhere the result is 0. width: at least the
-    most candidates of a row; None counts them, which waits for a GPU. model, inputs: as above.
+    candidates: bool [B, T], all hidden in one forward pass; elsewhere the result is 0. width: at least 1 and
+    the most candidates of a row; None counts them, which waits for a GPU. model, inputs: as above.
     """
     if width is None:
         width = max(1, int(candidates.sum(-1).max()))

@@ -43,13 +43,13 @@ def test_100_0_0_hides_every_selected_token():
 
 
 def test_the_input_stays_as_it_was():
-    ids, selected = torch.randint(5, SIZE, (20, 30)), torch.ones(20, 30, dtype=torch.bool)
-    before = ids.clone()
+    ids, selected = torch.randint(5, SIZE, (20, 30)), torch.rand(20, 30) < 0.5
+    before = ids.clone(), selected.clone()
     corrupt(ids, selected, MASK, SIZE, SPECIAL)
-    assert torch.equal(ids, before), (
-        "input_ids were changed in place: labels, and the caller, still need them; write into a copy"
+    assert torch.equal(ids, before[0]), (
+        "input_ids themselves were changed: labels, and the caller, still need them; write into a copy"
     )
-    assert selected.all(), "selected was changed in place"
+    assert torch.equal(selected, before[1]), "selected itself was changed"
 
 
 def test_the_random_numbers_come_from_the_generator():
@@ -73,7 +73,9 @@ def test_the_random_numbers_come_from_the_generator():
 
 def test_nothing_but_the_selected_positions_changes():
     ids, selected, new, _ = corrupted()
-    assert torch.equal(new[~selected], ids[~selected]), "a position that was never selected was replaced"
+    assert torch.equal(new[~selected], ids[~selected]), (
+        "a position that was never selected was replaced, or input_ids themselves were written into"
+    )
 
 
 # ---- labels ----
@@ -95,12 +97,13 @@ def test_random_tokens_are_uniform_over_all_but_special_tokens():
     new, _ = corrupt(ids, selected, 3, 20, special, generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(new[(new != 3) & (new != 7)], minlength=20)
     assert counts[special].sum() == 0, (
-        "a random token was a special one (stepping over special ids needs them in increasing order)"
+        "a random token was a special one: step over special ids in increasing order; is an id named twice?"
     )
     others = [i for i in range(20) if i not in (*special, 7)]
     rates = counts[others] / counts.sum()
     assert (rates - 1 / len(others)).abs().max() < 0.01, (
-        f"all others are equally likely, not {rates.tolist()}"
+        f"all others are equally likely, not {[round(rate, 3) for rate in rates.tolist()]}: draw among V - n "
+        "and step over the n special ids; is an id named twice?"
     )
 
 
@@ -113,7 +116,7 @@ def test_nothing_waits_for_a_gpu():
 
 
 def test_an_unknown_scheme_is_refused():
-    with pytest.raises(ValueError, match="corruption '90-5-5' is not one of 80-10-10, 100-0-0"):
+    with pytest.raises(ValueError):
         corrupted("90-5-5")
 
 

@@ -288,6 +288,8 @@ def exercise_5(look, rng):
     ask = partial(blank_entropy, model, rows, candidates, MASK, 6)
     look("care", "places that are asked for", lambda: [ask().sum(), model.asked])
     look("care", "waits for no device", lambda: without_waiting(ask))
+    nowhere = torch.zeros_like(candidates)
+    look("care", "no candidate at all", partial(blank_entropy, model, rows, nowhere, MASK))
     real = torch.from_numpy((np.arange(8) < rng.integers(3, 9, (4, 1))).astype(np.int64))
     segments = torch.from_numpy(rng.integers(0, 2, (4, 8)))
     look("care", "padding", lambda: ask(attention_mask=real))
