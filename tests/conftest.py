@@ -26,7 +26,7 @@ SMALL = ["--vocab-size", "300", *NO_VOCAB]
 
 @pytest.fixture(autouse=True)
 def as_many_threads_as_before():
-    """The number of threads decides in which order numbers are added: a test that sets it must not keep it."""
+    """The number of threads decides in which order numbers are added: no test keeps another one."""
     import torch
 
     before = torch.get_num_threads()
