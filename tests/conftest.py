@@ -24,6 +24,16 @@ NO_VOCAB = "--seq-len 32 --batch-size 8 --steps 8 --eval-every 4 --dtype float32
 SMALL = ["--vocab-size", "300", *NO_VOCAB]
 
 
+@pytest.fixture(autouse=True)
+def as_many_threads_as_before():
+    """The number of threads decides in which order numbers are added: no test keeps another one."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 # ---- texts and models ----
 
 

@@ -323,10 +323,7 @@ def test_a_table_is_computed_once_and_an_interrupted_one_not_at_all(distil, tmp_
 @pytest.fixture
 def one_thread():
     """As in the nursery's processes: the number of threads decides in which order numbers are added."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_two_runs_that_make_a_table_at_once_do_not_disturb_each_other(

@@ -615,7 +615,7 @@ def test_bad_input_is_one_sentence_and_a_failure(argv, reason):
     "argv, reason",
     [
         (["--max-lenght", "64"], "did you mean --max-length?"),
-        (["--tasks", "rte"], "invalid choice: 'rte' (choose from"),
+        (["--tasks", "rtee"], "'rtee' is none of CoLA, SST-2"),
         (["--seeds", "0,1"], "argument --seeds: invalid int value: '0,1'"),
     ],
 )

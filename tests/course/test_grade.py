@@ -110,6 +110,14 @@ def test_a_text_that_is_read_in_two_ways_stops_nobody():
         check_submission.take(endless, "prediction_entropy", E5)
 
 
+def test_a_refusal_is_as_short_as_the_text_is_not(tmp_path):
+    start = "def prediction_entropy(logits):\n"
+    with pytest.raises(check_submission.Unusable, match="characters"):
+        check_submission.take(start + "    x = [" + "1, " * 10**5 + "\nx" * 400, "prediction_entropy", E5)
+    (tmp_path / "masking.py").write_text(start + f"    import {'x' * 9999}\n    return logits\n")
+    assert len(check_submission.taken(tmp_path, E5)[1]["prediction_entropy"]) <= 300
+
+
 def test_a_link_to_the_solution_is_no_submission(tmp_path):
     (tmp_path / "masking.py").symlink_to(handout.PROJECT / "masking.py")
     good, bad = check_submission.taken(tmp_path, E5)
