@@ -6,10 +6,12 @@ What it may use is checked here, before anything runs; the programs that grade u
 """
 
 import ast
+import builtins
 import re
 import symtable
 import sys
 import textwrap
+from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -21,6 +23,9 @@ LONGEST = 100  # lines of one function
 TALLEST = 500  # lines of one function in its file, with docstring, comments and empty lines
 LENGTHIEST = 30_000  # characters of it: each attempt to find its end reads them all
 LARGEST = 10**6  # bytes of one file
+
+# {file: names at the left edge of a handout's}, which handout.py writes here; elsewhere they are looked up.
+GIVEN = {}
 
 # Ways out of a function: files, processes, other people's memory, code made at run time.
 REFUSED_NAMES = set("eval exec compile open input breakpoint exit quit globals locals vars getattr".split())
@@ -105,6 +110,18 @@ def global_names(function: ast.AST) -> set:
     return found
 
 
+def edge_names(text: str) -> set:
+    """The names that a program defines or imports at its left edge."""
+    symbols = symtable.symtable(text, "program", "exec").get_symbols()
+    return {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+
+
+@cache
+def given_names(file: str) -> set:
+    """What stands in a program of a handout, for the functions of an exercise to use."""
+    return set(GIVEN[file]) if GIVEN else edge_names((COURSE.parents[1] / file).read_text(encoding="utf-8"))
+
+
 def refused_names(function: ast.AST) -> list[str]:
     """What a function uses and may not; a variable of its own may have any name."""
     found = sorted(REFUSED_NAMES & global_names(function))
@@ -159,6 +176,9 @@ def checked(text: str, name: str, e) -> str:
     forbidden = set(e.by_hand) | {w.partition(": ")[2] for w in e.by_hand if w.startswith(f"{name}: ")}
     if found := forbidden & uses(function):
         raise Unusable(f"it is to be written by hand, without {', '.join(sorted(found))}")
+    outside = global_names(function) - set(dir(builtins)) - {"__class__"}  # which super() reads
+    if found := sorted(outside - given_names(e.file)):
+        raise Unusable(f"it uses {', '.join(found)}, which is not in the handout: put it inside")
     return ast.unparse(function)
 
 

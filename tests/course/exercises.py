@@ -175,7 +175,8 @@ EXERCISES = (
         "an exponential draw, made with `generator`. No rule may wait for a GPU: no boolean index, no "
         "`.item()`; `masked_fill` and `torch.where` do the same on all positions at once.",
         'Which words of "The cat sat on the mat, for it was tired." will a trained model be least sure of, '
-        "and which would `low` hide? Train with `python train.py`, then let `python masking.py` show it. "
+        "and which would `low` hide? Train with `python train.py --out runs/a`, then let "
+        "`python masking.py --model runs/a --text 'The cat sat on the mat, for it was tired.'` show it. "
         "Then the question of this project: in a made-up language eight of eleven tokens are easy to guess, "
         "and one follows from two others by a table that must be learned. Who learns the table sooner, "
         "a model with random masks or one with `sample`? `python tests/lab/language.py --small` tells.",
@@ -196,7 +197,8 @@ EXERCISES = (
         "One uniform number per token decides which of the three happens (`SCHEMES`). To draw among all "
         "words but n special ones, draw among V - n and step over the special ones in increasing order; the "
         "list may name one twice. Work on copies. No boolean index: `torch.where` writes at all places at "
-        "once, and waits for no GPU.",
+        "once, and waits for no GPU. The ValueError for an unknown scheme says "
+        "`f\"corruption {scheme!r} is not one of {', '.join(SCHEMES)}\"`.",
         "The held-out exam puts [MASK] in place of every hidden token. Which does better in it, training "
         "with 80-10-10 or with [MASK] alone? `python train.py --masking random --seq-len 64 --steps 1000 "
         "--out runs/a`, and the same with `--corruption 100-0-0 --out runs/b`. To think about, not to run: "
@@ -216,8 +218,8 @@ EXERCISES = (
         "a step waits for no GPU.",
         "With 8,192 words, what is the loss of a model to which all words are equally likely? That you "
         "compute. And of one that knows word frequencies and nothing else? Guess, then see what `python "
-        "train.py` prints as the loss of word frequencies. After how many steps is the held-out loss below "
-        "it?",
+        "train.py` prints as `unigram`. The bias of a fresh head is the logarithm of the word frequencies: "
+        "near which of the two is the held-out loss at step 0? After how many steps is it clearly below?",
         by_hand=(
             "cross_entropy",
             "linear_cross_entropy",
@@ -331,7 +333,8 @@ def assignment(chosen=EXERCISES, student: str = "") -> str:
     )
     rules = (
         "`pytest` runs all exercises and ends with your points. What is not written yet prints nothing; a "
-        "test that fails says what it expected, what came and what to look at. Read the tests: they say in "
+        "test that fails says what it expected, what came and what to look at. The way to work is "
+        f"`{chosen[0].command} -x`: one exercise, up to its first failure. Read the tests: they say in "
         "figures what the docstrings say in words.",
         "Points are given by concept, the sections of a test file: all its tests pass, or it gives "
         "nothing. Where a concept of the core fails, the exercise gives at most half of its points. You "
@@ -351,10 +354,13 @@ def assignment(chosen=EXERCISES, student: str = "") -> str:
         "anything: a wrong prediction that is explained well afterwards is worth as much as a right one. "
     )
     if training:
+        needed = [e.number for e in chosen if e.number <= 9]  # the others are of other programs
         questions += (
             f"For question{'s' * (len(training) > 1)} {names(training)} a model is trained, for which "
-            "exercises 1 to 9 must be there: `python train.py` takes about three minutes on two cores, and "
-            "`--out` keeps runs apart. The others take a few lines."
+            f"exercise{'s' * (len(needed) > 1)} {names(needed)} must be there: `python train.py` takes about "
+            "three minutes on two cores, and `--out` keeps runs apart. Without `--corpus` the text is the "
+            "documentation of Python and its libraries found on your machine, so what a model knows is that. "
+            "The others take a few lines."
         )
 
     lines = [f"## Assignment: {len(chosen)} exercise{plural}, {total} points", ""]
@@ -414,30 +420,42 @@ def scoreboard(stats: dict) -> list[str]:
     """Lines with the points of the exercises that ran, and their total.
 
     stats: reports by outcome, as pytest's terminal reporter has them. A test passes if all its cases do; one
-    that was skipped, for a library that is not there, does not count; one that did not run failed.
+    that was skipped, for a library that is not there, does not count. What did not run gives no points. What
+    the grader will refuse stands below them, since a test may pass all the same.
     """
+    from check_submission import taken  # which imports this file
+
     outcomes = {}
     for outcome in ("skipped", "passed", "not written", "failed", "error"):  # the worst case comes last
         for report in stats.get(outcome, ()):
             file, _, test = report.nodeid.partition("::")
             outcomes.setdefault(Path(file).name, {})[test.partition("[")[0]] = outcome
-    lines, total, possible = [], 0, 0
+    lines, below, total, possible = [], [], 0, 0
     for e in EXERCISES:
         path = COURSE / Path(e.tests).name
         found = outcomes.get(path.name, {})
         if not found:
             continue
         tests = sections(path)
-        missed = {title for test, title in tests.items() if found.get(test) not in ("passed", "skipped")}
-        points = e.score([concept.title for concept in e.concepts if concept.title not in missed])
+        idle = {title for test, title in tests.items() if test not in found}
+        bad = {tests[test] for test, outcome in found.items() if outcome not in ("passed", "skipped")}
+        points = e.score([concept.title for concept in e.concepts if concept.title not in bad | idle])
         total, possible = total + points, possible + e.points
         if set(found.values()) == {"not written"}:
-            missing = "not written yet"
-        elif missed:
-            missing = "to do: " + ", ".join(
-                c.title + " (core)" * c.core for c in e.concepts if c.title in missed
-            )
+            missing = ["not written yet"]
         else:
-            missing = "all there"
+            missing = []
+            for word, titles in (("to do", bad), ("not run", idle - bad)):
+                named = [c.title + " (core)" * c.core for c in e.concepts if c.title in titles]
+                missing += [f"{word}: {', '.join(named)}"] if named else []
+        refused = {
+            name: why for name, why in taken(COURSE.parents[1], e)[1].items() if "not written" not in why
+        }
+        missing += ["refused when graded: see below"] if refused else []
+        below += [f"{name} (exercise {e.number}) will not be graded: {why}" for name, why in refused.items()]
+        missing = "; ".join(missing) or "all there"
         lines.append(f"exercise {e.number:>2}  {e.title:<14} {points:>3} of {e.points:>3} points, {missing}")
-    return [*lines, f"{'total':<27} {total:>3} of {possible:>3} points"] if lines else []
+    if not lines:
+        return []
+    below += ["python check_submission.py says it again, without the tests"] if below else []
+    return [*lines, f"{'total':<27} {total:>3} of {possible:>3} points", *below]

@@ -169,6 +169,20 @@ def shown(line: dict) -> str:
     return f"[{values}{more}] of shape {line['shape']}"
 
 
+def compared(got: dict, wanted: dict) -> str:
+    """What was expected and what came: of two arrays the first value that differs, with its place."""
+    if "values" not in got or "values" not in wanted or got["shape"] != wanted["shape"]:
+        return f"expected {shown(wanted)}, got {shown(got)}"
+    values, right = np.array(got["values"], dtype=np.float64), np.array(wanted["values"], dtype=np.float64)
+    close = wanted["close"]
+    wrong = np.flatnonzero(~np.isclose(values, right, rtol=close, atol=close, equal_nan=True))
+    first = wrong[0]
+    digits = next((d for d in (5, 9) if f"{values[first]:.{d}g}" != f"{right[first]:.{d}g}"), 17)
+    place = f" at {[int(i) for i in np.unravel_index(first, wanted['shape'])]}" if wanted["shape"] else ""
+    more = f"; {len(wrong)} of {len(right)} values differ" if len(right) > 1 else ""
+    return f"expected {right[first]:.{digits}g}{place}, got {values[first]:.{digits}g}{more}"
+
+
 def agrees(got: dict, wanted: dict) -> bool:
     """Whether an answer is that of the reference. Raises where it is no answer at all."""
     if "error" in wanted or "error" in got:
@@ -192,8 +206,10 @@ def judge(e, answers: list, reference: list) -> dict:
         try:
             if not got:
                 wrong[wanted["concept"]].append(f"{name}: no answer")
-            elif got["name"] != name or not agrees(got, wanted):
-                wrong[wanted["concept"]].append(f"{name}: expected {shown(wanted)}, got {shown(got)}")
+            elif got["name"] != name:
+                wrong[wanted["concept"]].append(f"{name}: the answer to another question")
+            elif not agrees(got, wanted):
+                wrong[wanted["concept"]].append(f"{name}: {compared(got, wanted)}")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             wrong[wanted["concept"]].append(f"{name}: an answer that cannot be read")
     return wrong
@@ -244,7 +260,9 @@ def remarks(grade: Grade) -> list[str]:
         messages = grade.wrong.get(concept.title, [])
         if messages and len(grade.unusable) < len(e.functions):
             core = ", of the core: at most half of the points" if concept.core else ""
-            lines.append(f"{concept.title} ({concept.points} points{core}): {messages[0]}")
+            lines.append(
+                f"{concept.title} ({concept.points} point{'s' * (concept.points > 1)}{core}): {messages[0]}"
+            )
             if len(messages) > 1:
                 lines.append(f"    and {len(messages) - 1} more of this concept")
     return lines
@@ -271,7 +289,14 @@ def feedback(student: str, grades: list[Grade]) -> str:
             e = grade.exercise
             lines += [f"## {e.number}. {e.title}", ""]
             lines += [f"- {line.strip()}" for line in found]
-            lines += ["", f"Look at the section of that name in `{e.tests}`, and run `{e.command}`.", ""]
+            lines += [""]
+            if grade.unusable:
+                lines += [
+                    "`python check_submission.py` says what is refused, also where `pytest` is green.",
+                    "",
+                ]
+            if len(grade.unusable) < len(e.functions) and grade.wrong:
+                lines += [f"Look at the section of that name in `{e.tests}`, and run `{e.command}`.", ""]
     return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from bugs import BUGS, disguised, drawn
+from check_submission import edge_names
 from exercises import EXERCISES, answer_sheet, assignment, choose, wrapped
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -161,11 +162,19 @@ def files_of(exercises, student: str = "") -> dict:
     changed["README.md"] = readme(assignment(exercises, student))
     changed["answers.md"] = answer_sheet(exercises, student)
     changed["pytest.ini"] = PYTEST_INI
-    changed["check_submission.py"] = read("tests/course/check_submission.py")
+    changed["check_submission.py"] = submission_checker()
     changed |= {f"tests/course/{name}": None for name in TEACHERS}
     changed |= {name: None for name in TESTS_OF_README}
     changed |= {e.tests: None for e in EXERCISES if e not in exercises}
     return changed
+
+
+def submission_checker() -> str:
+    """check_submission.py, which knows what the programs hold beside what a student writes."""
+    given = {file: wrapped(" ".join(sorted(edge_names(read(file))))) for file in PROGRAMS}
+    lines = [f'    "{file}": """\n{names}\n""".split(),\n' for file, names in given.items()]
+    text = read("tests/course/check_submission.py")
+    return text.replace("GIVEN = {}", "GIVEN = {\n" + "".join(lines) + "}", 1)
 
 
 def write(folder: Path, changed: dict):

@@ -214,6 +214,8 @@ def test_no_candidate_at_all_has_entropy_zero_everywhere(width):
     ids = rows()[0]
     try:
         got = blank(Model(), ids, torch.zeros_like(ids, dtype=torch.bool), MASK, width)
+    except NotImplementedError:
+        raise
     except (ZeroDivisionError, RuntimeError, IndexError, ValueError) as error:
         pytest.fail(
             f"no row has a candidate, and {type(error).__name__} came of it: {error}. Where you count the "

@@ -153,6 +153,20 @@ def test_what_is_near_agrees_and_what_is_not_does_not():
     assert not grade.agrees(line([1.0], shape=[2]), wanted), "fewer numbers than the shape says"
 
 
+def test_the_first_value_that_differs_is_shown_with_its_place():
+    def line(values, shape):
+        return {"concept": "c", "name": "n", "close": 1e-6, "shape": shape, "values": values}
+
+    right = line([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3])
+    got = line([1.0, 2.0, 3.0, 4.0, 5.00002, 7.0], [2, 3])
+    assert grade.compared(got, right) == "expected 5 at [1, 1], got 5.00002; 2 of 6 values differ"
+    close = grade.compared(line([5.00001], []), line([5.0], []))
+    assert close.replace("5.00001", "") == "expected 5, got ", "five digits of both would look equal"
+    assert (
+        grade.compared(line([1.0], [1]), line([1.0], [])) == "expected [1] of shape [], got [1] of shape [1]"
+    )
+
+
 def test_what_a_student_says_stays_on_its_line():
     """An exception, its class and a word are the student's own: they write no page of feedback."""
     said = "# 100 of 100\n\n<b>" * 9999
@@ -265,6 +279,7 @@ def test_the_page_for_a_student_says_what_and_why(written):
     page = (written / "ben/feedback.md").read_text(encoding="utf-8")
     assert page.startswith("# ben: 15 of 35 points")
     assert "prediction_entropy was not graded: it is no Python" in page
+    assert "python check_submission.py" in page, "what is refused is not seen by a green pytest"
     assert "both (5 points): " in page and "expected" in page and "pytest -k exercise_6_" in page
 
 

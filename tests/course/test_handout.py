@@ -253,6 +253,37 @@ def test_points_of_a_handout_in_which_some_is_solved(copy, tmp_path):
     assert "total 25 of 40 points" in lines, lines
 
 
+NOT_BY_HAND = """\
+def mlm_loss(logits, labels):
+    log_p = logits.float().flatten(0, -2).log_softmax(-1)
+    correct = (logits.argmax(-1) == labels).sum().float()
+    return torch.nn.functional.nll_loss(log_p, labels.flatten(), reduction="sum"), correct"""
+
+
+def test_points_say_what_did_not_run_and_what_the_grader_refuses(copy, tmp_path):
+    shutil.copytree(copy, tmp_path / "student")
+    masking = handout.read("masking.py").replace("    return entropy\n", "    return _mine(entropy)\n", 1)
+    masking += "\n\ndef _mine(x):\n    return x\n"
+    (tmp_path / "student/masking.py").write_text(masking, encoding="utf-8")
+    train = handout.with_functions(handout.read("train.py"), {"mlm_loss": NOT_BY_HAND})
+    (tmp_path / "student/train.py").write_text(train, encoding="utf-8")
+
+    lines = pytest_in(tmp_path / "student", "-k", "exercise_6_ and sample")
+    line = next(line for line in lines if line.startswith("exercise 6"))
+    assert "to do" not in line and "not run: budget" in line, line
+    assert any(line.startswith("rule_high (exercise 6)") and "uses _mine" in line for line in lines), lines
+
+    lines = pytest_in(tmp_path / "student", "-k", "exercise_8_")
+    assert "exercise 8 Loss 5 of 5 points, refused when graded: see below" in lines, lines
+    assert any("by hand, without nll_loss" in line for line in lines), lines
+
+    command = [sys.executable, "check_submission.py"]
+    done = subprocess.run(command, cwd=tmp_path / "student", capture_output=True, text=True)
+    assert "it uses _mine, which is not in the handout: put it inside" in done.stdout and done.returncode == 1
+    good = [e for e in EXERCISES if e.file in ("masking.py", "train.py")]
+    assert done.stdout.count("will be graded") == sum(len(e.functions) for e in good) - 2
+
+
 def test_all_exercises_make_100_points():
     assert sum(e.points for e in EXERCISES) == 100
 
