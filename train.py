@@ -857,8 +857,7 @@ class Pretraining:
             describe_text(self),
             f"steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}",
             f"masks   {masks}",
-            f"unigram {self.unigram_loss:.3f} nats per token: the held-out loss of one that knows word "
-            "frequencies alone",
+            f"unigram {self.unigram_loss:.3f} nats per token: the held-out loss of word frequencies alone",
         ]
         begins = self.random_steps
         if o.masking == "self" and o.reading == "memory":

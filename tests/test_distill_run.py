@@ -196,7 +196,7 @@ def test_masks_by_a_teacher_that_is_not_learned_from(distil, monkeypatch):
     # The candidate with the highest entropy by hand is what `high` picks, from the teacher, in the step.
     steps = []
     choose = pretraining.Pretraining.choose
-    read = distill.Distillation.read
+    read = distill.Distillation.entropies_of
 
     def noted(self, model, ids, candidates):
         assert model is self.teacher
@@ -210,7 +210,7 @@ def test_masks_by_a_teacher_that_is_not_learned_from(distil, monkeypatch):
         assert (wanted[selected].view(len(ids), -1) >= least - 1e-4).all()
         return selected
 
-    monkeypatch.setattr(distill.Distillation, "read", noted)
+    monkeypatch.setattr(distill.Distillation, "entropies_of", noted)
     monkeypatch.setattr(pretraining.Pretraining, "choose", checked)
     distil("--masking", "teacher", "--kd-alpha", 0, "--select", "high", "--entropy-warmup", 0, *FEW)
     assert len(steps) == 8
