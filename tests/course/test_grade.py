@@ -218,11 +218,17 @@ def test_a_worker_that_dies_is_replaced(workers):
 
 
 def test_an_endless_loop_ends_and_another_exercise_is_graded_as_before(workers):
-    source = {
-        "rule_high": "def rule_high(entropy, pool, temperature, generator):\n    while True:\n        pass"
-    }
-    found = grade.grade_exercise(workers, E6, source, {}, (1,), seconds=2)
+    start = "def rule_high(entropy, pool, temperature, generator):\n    while True:\n        "
+    body = "try:\n            for _ in iter(int, 1): len(str(pool))\n        except Exception: pass"
+    stubborn = {"rule_high": start + body}
+    found = grade.grade_exercise(workers, E6, stubborn, {}, (1,), seconds=2)
     assert "stopped after 2 seconds" in found.stopped and found.points == 0
+
+    functions, bad = check_submission.taken(handout.PROJECT, E6)
+    functions["rule_high"] = start + "pass"
+    found = grade.grade_exercise(workers, E6, functions, bad, (1, 2), seconds=20)
+    assert not found.stopped and found.points == 17, "the loop costs its own concept, high and low"
+    assert "got TimeoutError: no answer after 5 seconds" in found.wrong["high and low"][0]
     good, bad = check_submission.taken(handout.PROJECT, E5)
     assert grade.grade_exercise(workers, E5, good, bad, (1,)).points == 15
 

@@ -26,18 +26,42 @@ MASK = 1
 
 
 class Look:
-    """look(concept, name, function) calls the function and notes what it returns, as plain numbers."""
+    """look(concept, name, function) calls the function and notes what it returns, as plain numbers.
 
-    def __init__(self, note):
+    patience: seconds for a question, 0 for no limit. A concept in which one took longer is asked no further,
+    so that a loop without end costs its own concepts; the process has a limit besides.
+    """
+
+    def __init__(self, note, patience=0.0):
         self.note = note  # called with a dict for each question
+        self.patience = patience
+        self.given_up = set()  # concepts
 
     def __call__(self, concept, name, function, close=1e-4):
         line = {"concept": concept, "name": name, "close": close}
         try:
-            line |= plain(function())
+            if concept in self.given_up:
+                raise TimeoutError("not asked any more")
+            line |= plain(self.in_time(function))
         except (Exception, SystemExit) as error:
             line |= {"error": type(error).__name__, "message": str(error)[:300]}
+            self.given_up |= {concept} if isinstance(error, TimeoutError) else set()
         self.note(line)
+
+    def in_time(self, function):
+        """What the function returns. Raises TimeoutError where it takes longer than `patience`."""
+        if not self.patience:
+            return function()
+
+        def ring(number, frame):
+            raise TimeoutError(f"no answer after {self.patience:g} seconds: a loop that does not end?")
+
+        signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, self.patience)
+        try:
+            return function()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def plain(value) -> dict:
@@ -635,10 +659,11 @@ def exercise_11(look, rng):
 # ---- the processes that are graded ----
 
 
-def ask(number: int, seeds, note):
+def ask(number: int, seeds, note, patience=0.0):
     """All questions of an exercise, with inputs drawn from each of the seeds."""
+    look = Look(note, patience)
     for seed in seeds:
-        globals()[f"exercise_{number}"](Look(note), np.random.default_rng(seed))
+        globals()[f"exercise_{number}"](look, np.random.default_rng(seed))
 
 
 def lock(folder: Path, seconds: int, megabytes: int):
@@ -684,7 +709,7 @@ def answer(folder: Path, number: int, seconds: int, megabytes: int, seeds):
             file.flush()
 
         lock(folder, seconds, megabytes)
-        ask(number, seeds, note)
+        ask(number, seeds, note, seconds / 4)
 
 
 def start(job: dict) -> int:
