@@ -246,7 +246,7 @@ def open_text(path):
     head = head.lstrip().lower()
     if re.match(rb'[\[{][\[{\s]*"', head):
         raise ValueError(
-            f"{path} is no plain text but JSON: write its texts to a file, as in README, A corpus"
+            f"{path} is no plain text but JSON: write its texts to a file, as in README, A public corpus"
         )
     if head.startswith((b"<doc", b"<?xml", b"<!doctype", b"<html", b"<mediawiki", b"{\\rtf")):
         remedy = f"remove it (WikiExtractor's: sed -E 's#^</?doc.*##' {path} > NEW)"
