@@ -420,10 +420,13 @@ def corrupt(input_ids, selected, mask_token_id, vocab_size, special_ids, scheme=
 def vocabulary_of(tokenizer):
     """(id of the mask token, number of entries, special ids) of transformers' or tokenizers' tokenizer.
 
-    Raises ValueError where no mask token is among the special ones.
+    Raises ValueError for another tokenizer, and where no mask token is among the special ones.
     """
     if hasattr(tokenizer, "all_special_ids"):
         mask_token_id, size, special = tokenizer.mask_token_id, len(tokenizer), tokenizer.all_special_ids
+    elif not hasattr(tokenizer, "get_added_tokens_decoder"):
+        kind = type(tokenizer).__name__
+        raise ValueError(f"{kind} is no tokenizer of transformers or tokenizers")
     else:
         added = tokenizer.get_added_tokens_decoder()
         named = {token.content: number for number, token in added.items() if token.special}
