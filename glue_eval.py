@@ -159,19 +159,33 @@ COLUMNS |= {"hypothesis": "sentence2", "Quality": "label", "score": "label"}
 COLUMNS |= {"is_duplicate": "label", "gold_label": "label"}
 
 
-def read_cells(path: Path) -> list:
-    """The cells of every line of a TSV file.
+def read_cells(path: Path, own: bool) -> list:
+    """The cells of every line of a TSV file; own: of a task that is not GLUE's.
 
     Quotes are text: GLUE's sentences hold single ones. But in files of `datasets`, which have a column "idx",
-    they are a CSV writer's, which doubles those in a cell and puts others around it.
+    they are a CSV writer's, which doubles those in a cell and puts others around it; and in an own task where
+    a CSV writer, such as that of pandas, makes exactly this text of the cells.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if "idx" in text.partition("\n")[0].split():
-            return list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
+            return unquoted(text)
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no table in UTF-8: {error}; get the file again") from None
+        remedy = "get the file again, or write it in UTF-8 with a CSV writer"
+        raise ValueError(f"{path} is no table in UTF-8: {error}; {remedy}") from None
+    if own:
+        with suppress(csv.Error):
+            rows = unquoted(text)
+            again = io.StringIO()
+            csv.writer(again, delimiter="\t", lineterminator="\n").writerows(rows)
+            if again.getvalue().strip() == text.replace("\r\n", "\n").strip():
+                return rows
     return [line.rstrip("\r").split("\t") for line in text.split("\n")]  # sentences hold other line breaks
+
+
+def unquoted(text: str) -> list:
+    """The cells of a table as a CSV writer made it, with tabs. Raises csv.Error where none did."""
+    return list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
 
 
 def read_split(path: Path, task: Task):
@@ -180,9 +194,9 @@ def read_split(path: Path, task: Task):
     The names in its first line say which column is which. Rows that have more or fewer columns, or "-" for a
     label, are left out, but every row of an UNLABELLED file needs an answer. ValueError names file and line.
     """
-    rows = read_cells(path)
+    rows = read_cells(path, own=not task.archive)
     unlabelled = path.stem.startswith(UNLABELLED)
-    names = [COLUMNS.get(name, name) for name in rows[0]]
+    names = [name if COLUMNS.get(name) in rows[0] else COLUMNS.get(name, name) for name in rows[0]]
     start = 1
     if "label" not in names and len(names) == len(task.headless) and not unlabelled:
         names = task.headless
@@ -203,8 +217,8 @@ def read_split(path: Path, task: Task):
             continue
         if unlabelled:
             cells = cells + [""] * len(names)  # what is missing counts as empty
-        elif len(cells) != len(names) or cells[columns[-1]] == "-":  # MultiNLI: the annotators disagreed
-            skipped += 1
+        elif len(cells) != len(names) or (cells[columns[-1]] == "-" and "-" not in classes):
+            skipped += 1  # MultiNLI: the annotators disagreed
             continue
         texts.append(tuple(cells[i] for i in columns[: len(task.text)]))
         if not unlabelled:
@@ -458,7 +472,9 @@ def open_record(o) -> dict:
 
 def evaluate(o):
     """Fine-tune and score every chosen task and seed that --out lacks, then print the table."""
-    # what the checkpoint cannot do is said before anything is written
+    # what cannot be done is said before anything is written
+    if "AX" in o.tasks and "MNLI" not in o.tasks:
+        raise ValueError("AX is answered by the model of MNLI: --tasks MNLI AX --predict")
     asked = o.device
     o.device, o.dtype = pick_hardware(asked, o.dtype)
     config = BertConfig.from_folder(o.model)
@@ -541,7 +557,9 @@ def prepare(name: str, o, tokenizer, record: dict) -> dict:
     # the floor: the commonest answer for every row
     del labels["train"]
     constant = {stem: np.full(len(y), np.bincount(y.astype(int)).argmax()) for stem, y in labels.items()}
-    record["majority"][name] = score(TASKS[name].metrics, labels, constant)
+    floor = score(TASKS[name].metrics, labels, constant)
+    if record["majority"].setdefault(name, floor).keys() != floor.keys():
+        raise ValueError(f"the metrics of {name} are not those {o.out} was made with; choose another --out")
     return splits
 
 

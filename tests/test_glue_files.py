@@ -272,6 +272,15 @@ def test_quotes_that_a_csv_writer_doubled_are_undone(read):
     assert texts == [(q, "B") for q in QUOTES] and labels.tolist() == [1] * len(QUOTES)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_quotes_that_pandas_doubled_in_an_own_task_are_undone(read, monkeypatch, end):
+    """No column idx says who wrote it, but no hand writes every quote so."""
+    monkeypatch.setitem(glue.TASKS, "Mine", glue.Task("", glue.ACC, glue.BINARY, ("sentence",)))
+    text = written_by(csv.QUOTE_MINIMAL, ["sentence", "label"], [(q, 1) for q in QUOTES])
+    texts, _ = read("Mine", "train", text.replace("\t1\n", f"\t1{end}"))
+    assert texts == [(q,) for q in QUOTES]
+
+
 def test_quotes_around_the_names_of_columns_are_refused_by_name(read):
     text = written_by(csv.QUOTE_ALL, ["sentence1", "sentence2", "label", "idx"], [("A", "B", 1, 0)])
     with pytest.raises(ValueError, match="must name the columns sentence1, sentence2, label between tabs"):
@@ -297,6 +306,17 @@ def test_quotes_that_are_text_stay_in_every_layout(read, monkeypatch, cell):
     monkeypatch.setitem(glue.TASKS, "Mine", glue.Task("", glue.ACC, glue.BINARY, ("sentence",)))
     rows = "".join(f"{text}\t1\n" for text in (cell, "plain", 'its "own"'))
     assert read("Mine", "train", "sentence\tlabel\n" + rows)[0][0] == (cell,)
+
+
+def test_an_own_task_may_call_its_labels_and_columns_as_it_likes(read, monkeypatch):
+    """A minus is no label in MultiNLI alone, and a column "label" is the label, whatever stands beside it."""
+    monkeypatch.setitem(glue.TASKS, "Mine", glue.Task("", glue.ACC, ("-", "+"), ("sentence",)))
+    text = "sentence\tscore\tlabel\tpremise\nbad .\t1\t-\tx\ngood .\t0\t+\ty\n"
+    texts, labels = read("Mine", "train", text)
+    assert (texts, labels.tolist()) == ([("bad .",), ("good .",)], [0, 1])
+    monkeypatch.setitem(glue.TASKS, "Mine", glue.Task("", glue.ACC, glue.BINARY, ("sentence",)))
+    _, labels = read("Mine", "train", "sentence\tscore\tlabel\nbad .\t1\t0\n")
+    assert labels.tolist() == [0], "the score is another column"
 
 
 def test_your_own_task_is_compared_with_nobody(read, monkeypatch, tmp_path):

@@ -576,6 +576,15 @@ def test_a_task_that_is_read_otherwise_is_another(evaluate, monkeypatch):
         evaluate("--tasks", "RTE")
 
 
+def test_a_task_that_is_scored_otherwise_is_refused_with_its_name(evaluate, monkeypatch):
+    evaluate("--tasks", "RTE")
+    for metrics in (glue.ACC_F1, (glue.matthews_corrcoef,)):
+        monkeypatch.setitem(glue.TASKS, "RTE", replace(glue.TASKS["RTE"], metrics=metrics))
+        with pytest.raises(SystemExit, match="the metrics of RTE are not those .* choose another --out"):
+            evaluate("--tasks", "RTE")
+        evaluate("--tasks", "RTE", out=f"out-{len(metrics)}")
+
+
 def test_another_tokenizer_is_another_checkpoint(evaluate, checkpoint, tmp_path):
     """Added words may lie in files of their own, which transformers 4 wrote."""
     shutil.copytree(checkpoint, tmp_path / "model")
@@ -631,6 +640,12 @@ def test_a_place_that_cannot_be_written_is_one_sentence(evaluate, tmp_path):
     with pytest.raises(SystemExit) as error:
         evaluate("--tasks", "RTE")
     assert str(tmp_path / "out") in str(error.value) and "Errno" not in str(error.value)
+
+
+@pytest.mark.parametrize("tasks", [["AX"], ["RTE", "AX"]])
+def test_the_diagnostic_set_without_the_task_that_answers_it_is_refused(evaluate, tasks):
+    with pytest.raises(SystemExit, match="AX is answered by the model of MNLI: --tasks MNLI AX --predict"):
+        evaluate("--tasks", *tasks, "--predict")
 
 
 def test_data_that_are_not_there_are_one_sentence(evaluate, tmp_path):
