@@ -37,8 +37,9 @@ def make_parser() -> train.Parser:
     return parser
 
 
-def check(o):
-    """Raise ValueError for options that cannot work together; --vocab is the teacher's unless given."""
+def check(o, parser, world: int):
+    """As in train.py, and what a teacher adds; --vocab is the teacher's unless given. Raises ValueError."""
+    train.check(o, parser, world)
     if not o.teacher:
         raise ValueError("distillation needs --teacher FOLDER")
     train.refuse_longer_rows(o.teacher, o.seq_len)
@@ -50,7 +51,7 @@ def check(o):
         "vocab_size": (False, "a learned vocabulary, and the teacher brings its own"),
         "cased": (bool(o.vocab), "a --vocab, and the teacher brings its own"),
     }
-    train.refuse_idle(o, make_parser(), needs)
+    train.refuse_idle(o, parser, needs)
     if o.masking == "teacher" and o.reading == "memory":
         raise ValueError("--masking teacher has no --reading memory: a frozen model need not be remembered")
     if not o.from_ and not o.vocab:
@@ -120,13 +121,13 @@ def init_student(student: BertForMaskedLM, teacher: BertForMaskedLM, how: str):
 # ---- the run, and the teacher's entropies ----
 
 
-def blank_entropy_everywhere(model, ids, eligible, mask_ratio, mask_token_id, generator) -> torch.Tensor:
+def blank_entropy_everywhere(model, ids, eligible, hidden_share, mask_token_id, generator) -> torch.Tensor:
     """The `blank` entropy of every eligible position, not only of candidates: [B, T] -> [B, T], nats.
 
-    Each row's positions are dealt at random into ceil(1 / mask_ratio) groups of about equal size, and one
+    Each row's positions are dealt at random into ceil(1 / hidden_share) groups of about equal size, and one
     group at a time is hidden: as many forward passes as there are groups.
     """
-    groups = math.ceil(1 / mask_ratio)
+    groups = math.ceil(1 / hidden_share)
     width = math.ceil(ids.shape[1] / groups)
     noise = torch.rand(ids.shape, generator=generator).to(ids.device)
     dealt = noise.masked_fill(~eligible, 2).argsort(-1).argsort(-1)  # 0, 1, ... in random order, per row
@@ -148,8 +149,9 @@ def content_of(model: BertForMaskedLM) -> str:
 class Distillation(train.Pretraining):
     """A pretraining run with a teacher: another start, another loss and, if asked, another entropy."""
 
+    check = staticmethod(check)
+
     def __init__(self, o):
-        check(o)
         super().__init__(o)  # hardware, text, and a student with train.py's own start
 
         # The teacher is frozen, and the student may start from it: in place, so that the optimiser sees it.
@@ -237,7 +239,7 @@ class Distillation(train.Pretraining):
         starts = range(0, self.row_count, 64)
         for first in tqdm(starts, "teacher's entropies", unit=" x 64 rows", leave=False, disable=None):
             index = np.arange(first, min(first + 64, self.row_count))
-            ids = train.take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(self.device)
+            ids = train.take_rows(self.train_ids, index, o.seq_len, self.cls_id, self.sep_id).to(self.device)
             rng = torch.Generator().manual_seed(first)
             with self.autocast():
                 if o.reading == "visible":
@@ -245,7 +247,7 @@ class Distillation(train.Pretraining):
                 else:
                     share = self.hidden_share()
                     where = self.maskable(ids)
-                    entropy = blank_entropy_everywhere(self.teacher, ids, where, share, self.mask, rng)
+                    entropy = blank_entropy_everywhere(self.teacher, ids, where, share, self.mask_id, rng)
             table[index] = entropy.half().cpu().numpy()
         return table
 

@@ -61,7 +61,7 @@ class FocalPretraining(train.Pretraining):
         if self.o.gamma == 0:
             return super().loss(ids, places, labels)
         with self.autocast():
-            logits = masking.logits_at(self.model, places, ids)
+            logits = masking.logits_at(self.model, ids, places)
         loss, cross_entropy, correct, entropy = focal_loss(logits, labels, self.o.gamma)
         return loss, {"loss": cross_entropy.detach(), "accuracy": correct}, entropy
 
