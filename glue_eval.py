@@ -397,7 +397,7 @@ def finetune(model, rows, labels, key, o, title: str):
     model.eval()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(model, rows, o) -> np.ndarray:
     """Predictions [N] in the order of the rows: the likeliest class, or the score. ValueError if NaN."""
     order = sorted(range(len(rows)), key=lambda i: rows[i].shape[1])
