@@ -1,13 +1,14 @@
 """Which tokens to hide: how unsure a model is of each, rules that pick by it, and what goes in their place.
 
-The claim under test: Srinivasagan, Hartung, Georges 2026, "Entropy-aware Masking for Masked Language
-Modeling" (arXiv 2605.28526). The readings (visible, blank, memory) and the rules are this project's own.
+The idea under test, masks where a model is unsure: Srinivasagan, Hartung, Georges 2026, "Entropy-aware
+Masking for Masked Language Modeling" (arXiv 2605.28526). Rules, and readings (blank, visible, memory: three
+ways to ask the model), are this project's own.
 
 One step with the `blank` reading, for rows `ids` [B, T]; `mask_batch` is the same for your own training loop:
 
-    candidates = draw_candidates(eligible, 0.15, 2.0)                 # 2k random places
+    candidates = draw_candidates(eligible, 0.15, 2.0)                 # 2k at random
     entropy = blank_entropy(model, ids, candidates, mask_token_id)    # how unsure is the model of each?
-    selected = select_positions("high", eligible, 0.15, entropy, candidates)    # the k it is least sure of
+    selected = select_positions("high", eligible, 0.15, entropy, candidates)    # of these, the k least sure
     corrupted, labels = corrupt(ids, selected, mask_token_id, vocab_size, special_ids)
 
 Shapes: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row; positions are bool
@@ -121,7 +122,7 @@ def entropy_at(model, input_ids, places, **inputs) -> torch.Tensor:
     together = any(base.__module__.startswith(("torch.distributed", "torch.nn.parallel")) for base in classes)
 
     # Memory goes into the logits, of 1,024 tokens on a CPU (125 MB with 30,522 words); if few are asked for,
-    # into the encoder, where 16 tokens need about as much.
+    # into the encoder, where 16 tokens need as much as one token's logits.
     count, length = input_ids.shape
     tokens = 1024 if input_ids.device.type == "cpu" else 16384
     rows = max(1, tokens // max(places.shape[1], length // 16))
@@ -153,7 +154,7 @@ def blank_entropy(model, input_ids, candidates, mask_token_id, width=None, atten
     """The `blank` reading: hide the candidates; how unsure is the model of each? [B, T] -> [B, T], nats.
 
     candidates: bool [B, T], all hidden in one forward pass; elsewhere the result is 0. width: at least 1 and
-    the most candidates of a row; None counts them, which waits for a GPU. model, inputs: as above.
+    no less than the candidates of any row; None counts them, which waits for a GPU. model, inputs: as above.
     """
     if width is None:
         width = max(1, int(candidates.sum(-1).max()))
@@ -182,13 +183,14 @@ class EntropyMemory:
     def write(self, index, places, entropy, blank):
         """Remember the entropies [B, k] at places [B, k] of rows `index` [B], where blank, bool [B, k]."""
         entropy = entropy.detach()
+        # m <- .99 m + .01 (mean of this step's blanks); the first step sets it.
         count = blank.sum()
         mean = torch.where(blank, entropy, 0).sum() / count.clamp_min(1)
         moved = torch.where(self.mean > 0, self.mean.lerp(mean, 0.01), mean)
         self.mean = torch.where(count > 0, moved, self.mean)
 
-        # A row may be there twice, and what is no blank must not write an old value over a new one: it
-        # repeats the write of some blank.
+        # A row may be there twice, and a place that is no blank must not write its old value over a new one.
+        # So it repeats what some blank writes; without any blank, old values are written again.
         rows = index[:, None].expand_as(places)
         values = torch.where(blank, entropy.half(), self.values[rows, places]).flatten()
         blank = blank.flatten()
@@ -248,8 +250,9 @@ def starts_of_words(word_start, ordinary) -> torch.Tensor:
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
 # score are masked, and outside of the pool entropies mean nothing. The columns come in random order, so that
 # equal scores are chosen at random: a score may depend on entropies and pool, not on the place. With whole
-# words a column is a word, its entropy the mean over its pieces. Like all of a step, a rule waits for no GPU:
-# no boolean indices, no .item(). A new rule is one function here and one entry in RULES.
+# words a column is a word, its entropy the mean over its pieces. Scores are finite; who draws uses generator.
+# Like all of a step, a rule waits for no GPU: no boolean indices, no .item(). A new rule is one function here
+# and one entry in RULES.
 
 
 def rule_random(entropy, pool, temperature, generator):
@@ -337,8 +340,8 @@ def choose_masks(
 ):
     """The method: draw candidates, read how unsure the model is of each, select k by the rule.
 
-    factor: candidates drawn per mask, or None where a reading knows all places. entropy_of: candidates, bool
-    [B, T] or None -> entropies [B, T], nats. Returns (selected, bool [B, T]; entropy, or None for `random`).
+    factor: candidates drawn per mask, or None where a reading knows all positions. entropy_of: candidates,
+    bool [B, T] or None -> entropies [B, T], nats. Returns (selected, bool [B, T]; entropy, None for random).
     """
     drawn = entropy = None
     if rule != "random":

@@ -67,7 +67,8 @@ from model import (
 HELD_OUT = 0.02  # share of the text, from half of that to 2.5 times as much
 KNOWN_FROM = 50  # characters of a paragraph that no exam asks for if the training text has it too
 EXAM_ROWS = 512
-EXAM_RATIO = 0.15  # the held-out exam is the same for every run, whatever ratio it trains with
+EXAM_RATIO = 0.15  # of the held-out exam, whatever ratio a run trains with
+COLD = ("high", "low", "mid", "both")  # rules that have no temperature; others may
 PLATEAU = 0.3  # nats below the unigram loss at which a run has left the plateau
 
 # ---- options ----
@@ -108,7 +109,12 @@ def make_parser(description: str, sources=("random", "self")) -> Parser:
     add("--accumulate", type=int, default=1, help="compute a step in so many slices, to save memory")
     add = parser.add_argument_group("masks").add_argument
     add("--masking", default="self", choices=sources, help="whose entropy chooses the masks")
-    add("--reading", default="blank", choices=["visible", "blank", "memory"], help="of what; see README")
+    add(
+        "--reading",
+        default="blank",
+        choices=["visible", "blank", "memory"],
+        help="of tokens as they are seen, hidden, or as last hidden",
+    )
     rules = [rule for rule in masking.RULES if rule != "random"]  # that is --masking random
     add("--select", default="sample", choices=rules, help="rule that picks masks by entropy")
     add("--mask-ratio", type=float, default=0.15, help="share of the tokens that is masked")
@@ -168,25 +174,25 @@ def check(o, parser, world: int):
         raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} slices")
 
     fresh = not o.from_
-    entropy = o.masking != "random"
+    by_entropy = o.masking != "random"
     needs = {
         "vocab": (fresh, "a vocabulary of its own, and --from brings one"),
         "cased": (fresh, "a vocabulary of its own, and --from brings one"),
         "size": (fresh, "fresh weights, without --from"),
         "init": (fresh, "fresh weights, without --from"),
         "vocab_size": (fresh and not o.vocab, "a learned vocabulary, without --vocab and --from"),
-        "reading": (entropy, "masks by entropy, without --masking random"),
-        "select": (entropy, "masks by entropy, without --masking random"),
-        "entropy_warmup": (entropy, "masks by entropy, without --masking random"),
-        "candidates": (entropy and o.reading == "blank", "masks by entropy and --reading blank"),
-        "select_temperature": (entropy and o.select == "sample", "masks by entropy and --select sample"),
+        "reading": (by_entropy, "masks by entropy, without --masking random"),
+        "select": (by_entropy, "masks by entropy, without --masking random"),
+        "entropy_warmup": (by_entropy, "masks by entropy, without --masking random"),
+        "candidates": (by_entropy and o.reading == "blank", "masks by entropy and --reading blank"),
+        "select_temperature": (by_entropy and o.select not in COLD, "masks by entropy and --select sample"),
     }
     refuse_idle(o, parser, needs)
 
     body = o.seq_len - 2
     masks = masking.mask_budget(body, o.mask_ratio)  # raises for a bad ratio
     pool = masking.candidate_budget(body, o.mask_ratio, o.candidates)
-    if entropy and o.reading == "blank" and not masks < pool < body:
+    if by_entropy and o.reading == "blank" and not masks < pool < body:
         counts = f"{pool} candidates for {masks} masks in rows of {body} tokens"
         raise ValueError(f"{counts} leave no choice, or nothing to read: other --candidates are needed")
     if o.from_ and not o.resume:
@@ -590,7 +596,7 @@ class MaskedLoss(torch.autograd.Function):
             rows = labels.numel()
         parts = [tensor.flatten(0, -2).split(rows) for tensor in (logits, gradient, labels[..., None])]
         work = compiled or loss_of_rows
-        results = [work(z, slope, label, ctx.unit) for z, slope, label in zip(*parts, strict=True)]
+        results = [work(*part, ctx.unit) for part in zip(*parts, strict=True)]
         loss, correct, entropy, own = torch.cat(results).T
 
         word = labels.clamp_min(0)[..., None]
@@ -606,8 +612,8 @@ class MaskedLoss(torch.autograd.Function):
         return ctx.saved_tensors[0] * (scale / ctx.unit), None, None
 
 
-def loss_of_rows(logits, slope, label, unit: float):
-    """A slice of MaskedLoss, logits [rows, V] and label [rows, 1]: fills slope [rows, V] with unit p.
+def loss_of_rows(logits, gradient, label, unit: float):
+    """A slice of MaskedLoss, logits [rows, V] and label [rows, 1]: fills gradient [rows, V] with unit p.
 
     Returns [rows, 4]: loss, correct, entropy, and unit (p - 1), the gradient at the word itself.
     """
@@ -623,7 +629,7 @@ def loss_of_rows(logits, slope, label, unit: float):
     loss = (log_sum - word).masked_fill(~counted, 0)
     entropy = log_sum - torch.linalg.vecdot(e, z)[:, None] / total
     weight = counted * unit / total
-    slope.copy_(e.mul_(weight))
+    gradient.copy_(e.mul_(weight))
     return torch.cat((loss, guess == label, entropy, word.exp() * weight - counted * unit), -1)
 
 
@@ -791,7 +797,7 @@ class Pretraining:
     def plan_masks(self):
         """How many masks a row gets, and what choosing them needs."""
         o = self.o
-        # k of a row without a [SEP] inside: the others have fewer.
+        # At most: [SEP] inside a row is not eligible, and whole words may not fit.
         self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)
         self.random_steps = as_steps(o.entropy_warmup, o.steps)
         self.continues = torch.tensor([piece.startswith("##") for piece in self.pieces], device=self.device)
@@ -833,22 +839,88 @@ class Pretraining:
             model.cls["predictions"].bias.data.copy_(self.unigram.log())
         return model
 
+    # -- one step --
+
+    def update(self):
+        """One step: rows, masks, loss, gradient, new weights. Nothing here waits for a GPU."""
+        o = self.o
+        size = len(self.vocab)
+        torch.manual_seed(seed_for(o.seed, "dropout", self.step) + self.rank)
+
+        # Rows, ids [B, T]: a function of (seed, step), the same for all rules.
+        index = rows_of_step(o, self.step, self.row_count)
+        ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls_id, self.sep_id))
+
+        # Masks: which they are is all in which rules differ. The head runs at these places [B, k] alone.
+        rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
+        selected = self.choose(ids, index, rng)
+        corrupted, labels = masking.corrupt(
+            ids, selected, self.mask_id, size, self.special_ids, o.corruption, rng
+        )
+        places = masking.as_places(selected, self.masks_per_row)
+        labels = labels.gather(1, places)
+        masked = labels != IGNORE  # a row may have fewer masks than places
+
+        # The gradient of the mean over all masked tokens of the step, a slice of rows at a time.
+        count = masked.sum().clamp_min(1)
+        entropy = torch.zeros(places.shape, device=self.device)
+        for rows in self.slices:
+            loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
+            self.scaler.scale(loss / count).backward()
+            add(self.sums, sums)
+        self.sum_gradients()
+
+        # New weights, from a gradient of length 1 at most: a rare large one would undo much.
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, o.steps, as_steps(o.warmup, o.steps), o.lr)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+        # What the log and the memory keep of this step.
+        counts = torch.zeros(size, device=self.device)  # [V], how often each word piece was masked
+        counts.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
+        add(self.seen, {"steps": 1, "ids": counts, "distinct": (counts > 0).sum()})
+        self.last = {"ids": corrupted, "selected": selected}
+        if self.memory:
+            blank = masked & (corrupted.gather(1, places) == self.mask_id)  # it was read as [MASK]
+            self.memory.write(self.send(index), places, self.sum_over_processes(entropy), blank)
+        self.step += 1
+
+    def choose(self, ids, index, rng) -> torch.Tensor:
+        """The positions to mask in the rows ids [B, T] of this step, number `index` [B]: bool [B, T]."""
+        o = self.o
+        rule = o.select
+        if o.masking == "random" or self.step < self.random_steps:
+            rule = "random"
+        entropy_of = partial(self.entropies, ids, index)
+        eligible = self.maskable(ids)
+        factor = o.candidates if o.reading == "blank" else None  # the other readings know all positions
+        tau = o.select_temperature
+        words = self.word_starts(ids)
+        return masking.choose_masks(entropy_of, eligible, rule, o.mask_ratio, factor, tau, rng, words)[0]
+
     # -- what distill.py overrides --
 
     check = staticmethod(check)
 
-    def loss(self, ids, places, labels):
-        """The objective, summed over the masked tokens; the sums to log; entropies [B, k], nats."""
-        with self.autocast():
-            logits = self.model(ids, places=places)
-        loss, correct, entropy = MaskedLoss.apply(logits, labels, self.compiled_loss)
-        return loss, {"loss": loss.detach(), "accuracy": correct}, entropy
-
     def entropies(self, ids, index, candidates) -> torch.Tensor:
-        """How unsure the model is of the rows `ids`, number `index`: [B, T], nats."""
+        """What the rule goes by, in the rows ids [B, T], number `index` [B]: entropies [B, T], nats."""
         if self.memory:
             return self.memory.read(self.send(index))
-        return self.entropies_of(self.model, ids, candidates)
+        return self.read_entropies(self.model, ids, candidates)
+
+    def loss(self, corrupted, places, labels):
+        """Rows [b, T] with labels at places [b, k] -> objective, what to log, entropies [b, k] in nats.
+
+        The first two are sums over the masked tokens, and divided by their number later.
+        """
+        with self.autocast():
+            logits = self.model(corrupted, places=places)
+        loss, correct, entropy = MaskedLoss.apply(logits, labels, self.compiled_loss)
+        return loss, {"loss": loss.detach(), "accuracy": correct}, entropy
 
     def summary(self) -> list[str]:
         """What is printed of a run before it starts."""
@@ -875,81 +947,10 @@ class Pretraining:
             lines.append("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
         return lines
 
-    # -- one step --
+    # -- what a step is made of --
 
-    def update(self):
-        """One step: rows, masks, loss, gradient, new weights. Nothing here waits for a GPU."""
-        o = self.o
-        size = len(self.vocab)
-        torch.manual_seed(seed_for(o.seed, "dropout", self.step) + self.rank)
-
-        # Rows, ids [B, T]: a function of (seed, step), the same for all rules.
-        index = rows_of_step(o, self.step, self.row_count)
-        ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls_id, self.sep_id))
-
-        # Masks: where they are is all in which rules differ. The head runs at these places [B, k] alone.
-        rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
-        selected = self.choose(ids, index, rng)
-        corrupted, labels = masking.corrupt(
-            ids, selected, self.mask_id, size, self.special_ids, o.corruption, rng
-        )
-        places = masking.as_places(selected, self.masks_per_row)
-        labels = labels.gather(1, places)
-        masked = labels != IGNORE  # a row with a [SEP] inside may have fewer masks than places
-
-        # The gradient of the mean over all masked tokens of the step, a slice of rows at a time.
-        count = masked.sum().clamp_min(1)
-        entropy = torch.zeros(places.shape, device=self.device)
-        for rows in self.slices:
-            loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
-            self.scaler.scale(loss / count).backward()
-            add(self.sums, sums)
-        self.sum_gradients()
-
-        # New weights, from a gradient of length 1 at most: a rare large one would undo much.
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, o.steps, as_steps(o.warmup, o.steps), o.lr)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-
-        # What the log and the memory keep of this step.
-        counts = torch.zeros(size, device=self.device)  # [V], how often each word piece was masked
-        counts.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
-        add(self.seen, {"steps": 1, "ids": counts, "distinct": (counts > 0).sum()})
-        self.last = {"ids": corrupted, "selected": selected}
-        if self.memory:
-            blank = masked & (corrupted.gather(1, places) == self.mask_id)  # [MASK] was read, no random word
-            self.memory.write(self.send(index), places, self.sum_over_processes(entropy), blank)
-        self.step += 1
-
-    def choose(self, ids, index, rng) -> torch.Tensor:
-        """The places to mask in the rows ids [B, T] of this step, number `index` [B]: bool [B, T]."""
-        o = self.o
-        rule = o.select
-        if o.masking == "random" or self.step < self.random_steps:
-            rule = "random"
-        entropy_of = partial(self.entropies, ids, index)
-        eligible = self.maskable(ids)
-        factor = o.candidates if o.reading == "blank" else None  # the other readings know all places
-        tau = o.select_temperature
-        words = self.word_starts(ids)
-        return masking.choose_masks(entropy_of, eligible, rule, o.mask_ratio, factor, tau, rng, words)[0]
-
-    def maskable(self, ids) -> torch.Tensor:
-        """Which tokens may be masked: bool [B, T]."""
-        return masking.eligible_positions(ids, [self.cls_id, self.sep_id])
-
-    def word_starts(self, ids) -> torch.Tensor | None:
-        """Where words begin, bool [B, T]; None where each token is masked by itself."""
-        if not self.o.whole_word:
-            return None
-        return masking.starts_of_words(~self.continues[ids], self.maskable(ids))
-
-    def entropies_of(self, model, ids, candidates) -> torch.Tensor:
-        """How unsure a model is of the candidates, hidden, or with None of every token as it stands: [B, T].
+    def read_entropies(self, model, ids, candidates) -> torch.Tensor:
+        """The blank reading of the candidates or, where these are None, the visible reading: [B, T], nats.
 
         Every process draws the same masks for all rows, so each reads its own rows and the results are added.
         """
@@ -964,6 +965,16 @@ class Pretraining:
                     hidden = candidates[rows]
                     entropy[rows] = masking.blank_entropy(model, ids[rows], hidden, self.mask_id, width)
         return self.sum_over_processes(entropy)
+
+    def maskable(self, ids) -> torch.Tensor:
+        """Which tokens may be masked: bool [B, T]."""
+        return masking.eligible_positions(ids, [self.cls_id, self.sep_id])
+
+    def word_starts(self, ids) -> torch.Tensor | None:
+        """Where words begin, bool [B, T]; None where each token is masked by itself."""
+        if not self.o.whole_word:
+            return None
+        return masking.starts_of_words(~self.continues[ids], self.maskable(ids))
 
     def send(self, array) -> torch.Tensor:
         """To the device; from pinned memory, so that nobody waits for a GPU that is still at work."""

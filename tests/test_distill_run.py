@@ -196,7 +196,7 @@ def test_masks_by_a_teacher_that_is_not_learned_from(distil, monkeypatch):
     # The candidate with the highest entropy by hand is what `high` picks, from the teacher, in the step.
     steps = []
     choose = pretraining.Pretraining.choose
-    read = distill.Distillation.entropies_of
+    read = distill.Distillation.read_entropies
 
     def noted(self, model, ids, candidates):
         assert model is self.teacher
@@ -210,7 +210,7 @@ def test_masks_by_a_teacher_that_is_not_learned_from(distil, monkeypatch):
         assert (wanted[selected].view(len(ids), -1) >= least - 1e-4).all()
         return selected
 
-    monkeypatch.setattr(distill.Distillation, "entropies_of", noted)
+    monkeypatch.setattr(distill.Distillation, "read_entropies", noted)
     monkeypatch.setattr(pretraining.Pretraining, "choose", checked)
     distil("--masking", "teacher", "--kd-alpha", 0, "--select", "high", "--entropy-warmup", 0, *FEW)
     assert len(steps) == 8
@@ -255,7 +255,7 @@ def test_the_blank_entropy_of_every_position_hides_each_once(teacher, monkeypatc
 
 @pytest.mark.parametrize("reading", ["visible", "blank"])
 def test_the_table_holds_what_the_teacher_says(distil, reading, monkeypatch):
-    monkeypatch.setattr(distill.Distillation, "readings", lambda self: 8.0)  # often enough
+    monkeypatch.setattr(distill.Distillation, "epochs_with_entropy", lambda self: 8.0)  # often enough
     run = distil("--masking", "teacher", "--reading", reading, "--entropy-warmup", 0, "--steps", 1, *FEW)
     assert run.table.dtype == np.float16 and run.table.shape == (run.row_count, 32)
     ids = pretraining.take_rows(run.train_ids, np.arange(run.row_count), 32, run.cls_id, run.sep_id)
@@ -299,7 +299,9 @@ def test_masks_are_where_the_teacher_or_the_difference_says(distil, mask, monkey
 
 
 def test_a_table_is_computed_once_and_an_interrupted_one_not_at_all(distil, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill.Distillation, "readings", lambda self: 8.0)  # often enough for a table
+    monkeypatch.setattr(
+        distill.Distillation, "epochs_with_entropy", lambda self: 8.0
+    )  # often enough for a table
     options = ["--masking", "teacher", "--entropy-warmup", 0, "--cache", tmp_path / "cache", "--steps", 1]
     original = distill.blank_entropy_everywhere
     calls = []

@@ -77,7 +77,7 @@ class Variant(train.Pretraining):
         """What train.py does with --reading blank."""
         o = self.o
         words = self.word_starts(ids)
-        read = partial(self.entropies_of, self.model, ids)
+        read = partial(self.read_entropies, self.model, ids)
         settings = (o.mask_ratio, o.candidates, o.select_temperature, rng, words)
         return masking.choose_masks(read, self.maskable(ids), o.select, *settings)[0]
 
