@@ -37,8 +37,9 @@ def make_parser() -> train.Parser:
     return parser
 
 
-def check(o):
-    """Raise ValueError for options that cannot work together; --vocab is the teacher's unless given."""
+def check(o, parser, world: int):
+    """As in train.py, and what a teacher adds; --vocab is the teacher's unless given. Raises ValueError."""
+    train.check(o, parser, world)
     if not o.teacher:
         raise ValueError("distillation needs --teacher FOLDER")
     train.refuse_longer_rows(o.teacher, o.seq_len)
@@ -50,7 +51,7 @@ def check(o):
         "vocab_size": (False, "a learned vocabulary, and the teacher brings its own"),
         "cased": (bool(o.vocab), "a --vocab, and the teacher brings its own"),
     }
-    train.refuse_idle(o, make_parser(), needs)
+    train.refuse_idle(o, parser, needs)
     if o.masking == "teacher" and o.reading == "memory":
         raise ValueError("--masking teacher has no --reading memory: a frozen model need not be remembered")
     if not o.from_ and not o.vocab:
@@ -63,8 +64,8 @@ def check(o):
 def kd_loss(student_logits, teacher_logits, labels, temperature: float) -> torch.Tensor:
     """T^2 KL(p || q) = T^2 sum_v p_v (log p_v - log q_v), p = softmax(teacher / T), q = softmax(student / T).
 
-    logits [..., V], labels [...] with -100 where there is no loss; summed over the other positions, in
-    float32 at least (float64 stays float64). A word to which the teacher gives p = 0 adds 0.
+    logits [..., V], labels [...] with -100 where there is no loss; T the temperature. A sum over the other
+    positions, in float32 at least (float64 stays float64). A word to which the teacher gives p = 0 adds 0.
     The gradient at a student's logit is T (q_v - p_v), and q - p shrinks as 1 / T: T^2 keeps the size of the
     gradient about the same whatever T is (Hinton et al. 2015, section 2).
     """
@@ -120,13 +121,13 @@ def init_student(student: BertForMaskedLM, teacher: BertForMaskedLM, how: str):
 # ---- the run, and the teacher's entropies ----
 
 
-def blank_entropy_everywhere(model, ids, eligible, mask_ratio, mask_token_id, generator) -> torch.Tensor:
+def blank_entropy_everywhere(model, ids, eligible, hidden_share, mask_token_id, generator) -> torch.Tensor:
     """The `blank` entropy of every eligible position, not only of candidates: [B, T] -> [B, T], nats.
 
-    Each row's positions are dealt at random into ceil(1 / mask_ratio) groups of about equal size, and one
+    Each row's positions are dealt at random into ceil(1 / hidden_share) groups of about equal size, and one
     group at a time is hidden: as many forward passes as there are groups.
     """
-    groups = math.ceil(1 / mask_ratio)
+    groups = math.ceil(1 / hidden_share)
     width = math.ceil(ids.shape[1] / groups)
     noise = torch.rand(ids.shape, generator=generator).to(ids.device)
     dealt = noise.masked_fill(~eligible, 2).argsort(-1).argsort(-1)  # 0, 1, ... in random order, per row
@@ -148,17 +149,16 @@ def content_of(model: BertForMaskedLM) -> str:
 class Distillation(train.Pretraining):
     """A pretraining run with a teacher: another start, another loss and, if asked, another entropy."""
 
+    check = staticmethod(check)
+
     def __init__(self, o):
-        check(o)
         super().__init__(o)  # hardware, text, and a student with train.py's own start
 
         # The teacher is frozen, and the student may start from it: in place, so that the optimiser sees it.
-        self.teacher = self.read_model(o.teacher).requires_grad_(False).to(self.device)
+        self.teacher = self.read_model(o.teacher).requires_grad_(False).eval().to(self.device)
         self.content["teacher"] = content_of(self.teacher)
         if o.student_init != "scratch":
             init_student(self.model, self.teacher, o.student_init)
-        if o.compile:
-            train.compile_parts(self.teacher)
 
         # What it scores in the exam stands beside the student's in the log.
         with self.autocast():
@@ -168,7 +168,9 @@ class Distillation(train.Pretraining):
         self.columns = {"teacher_loss": loss, "teacher_accuracy": accuracy}
 
         # Its entropies, where masks are chosen by them: from a table, or read in every step.
-        self.table = self.find_table()
+        self.table = self.load_or_make_table()
+        if o.compile:
+            train.compile_parts(self.teacher)  # for the shapes of a step
 
     def summary(self) -> list[str]:
         """train.py's, and what the teacher does."""
@@ -181,7 +183,8 @@ class Distillation(train.Pretraining):
         lines.append(f"loss    {1 - o.kd_alpha:g} CE + {kl}; student starts from {o.from_ or o.student_init}")
         if o.masking in ("teacher", "reducible"):
             how = "are read in every step" if self.table is None else "come from a table"
-            costs = f"masks are chosen in {self.readings():.1f} epochs, a table costs {self.passes()} passes"
+            epochs = self.epochs_with_entropy()
+            costs = f"masks are chosen in {epochs:.1f} epochs, a table costs {self.passes()} passes"
             lines.append(f"entropy the teacher's {how}: {costs}")
         elif o.kd_alpha == 0 and o.student_init == "scratch":
             lines.append("WARNING: neither loss, masks nor start follow the teacher: this is train.py's run")
@@ -190,21 +193,21 @@ class Distillation(train.Pretraining):
     # -- the teacher's entropies --
 
     def hidden_share(self) -> float:
-        """How much of a row is hidden at a time, where the teacher reads blanks everywhere."""
+        """How much of a row is hidden at a time, at most, where the teacher reads blanks everywhere."""
         o = self.o
         if o.masking == "reducible" and o.reading == "blank":
-            return o.mask_ratio * o.candidates  # as much as is hidden when the student is read
+            return o.mask_ratio * o.candidates  # as when the student is read
         return o.mask_ratio
 
     def passes(self) -> int:
         """What a table costs: the teacher's forward passes over the text."""
         return 1 if self.o.reading == "visible" else math.ceil(1 / self.hidden_share())
 
-    def readings(self) -> float:
+    def epochs_with_entropy(self) -> float:
         """How often the text is read by steps that choose masks by entropy, which costs a pass each time."""
         return (self.o.steps - self.random_steps) * self.o.batch_size / self.row_count
 
-    def find_table(self) -> np.ndarray | None:
+    def load_or_make_table(self) -> np.ndarray | None:
         """The teacher's entropy at every token of the training text: float16 [rows, seq_len], nats, on disk.
 
         The teacher is frozen: one computation serves every epoch, and every run with this teacher and text.
@@ -215,7 +218,7 @@ class Distillation(train.Pretraining):
         o = self.o
         if o.masking not in ("teacher", "reducible"):
             return None
-        if o.reading != "memory" and self.readings() <= self.passes():
+        if o.reading != "memory" and self.epochs_with_entropy() <= self.passes():
             return None
         facts = [self.row_count, o.seq_len, o.reading, self.passes(), self.dtype]
         key = hashlib.sha256(f"{facts} {self.content}".encode())
@@ -237,7 +240,7 @@ class Distillation(train.Pretraining):
         starts = range(0, self.row_count, 64)
         for first in tqdm(starts, "teacher's entropies", unit=" x 64 rows", leave=False, disable=None):
             index = np.arange(first, min(first + 64, self.row_count))
-            ids = train.take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep).to(self.device)
+            ids = train.take_rows(self.train_ids, index, o.seq_len, self.cls_id, self.sep_id).to(self.device)
             rng = torch.Generator().manual_seed(first)
             with self.autocast():
                 if o.reading == "visible":
@@ -245,7 +248,7 @@ class Distillation(train.Pretraining):
                 else:
                     share = self.hidden_share()
                     where = self.maskable(ids)
-                    entropy = blank_entropy_everywhere(self.teacher, ids, where, share, self.mask, rng)
+                    entropy = blank_entropy_everywhere(self.teacher, ids, where, share, self.mask_id, rng)
             table[index] = entropy.half().cpu().numpy()
         return table
 
@@ -257,23 +260,23 @@ class Distillation(train.Pretraining):
         if o.masking == "self":
             return super().entropies(ids, index, candidates)
         if self.table is None:
-            known = self.entropies_of(self.teacher, ids, candidates)
+            known = self.read_entropies(self.teacher, ids, candidates)
         else:
             known = self.send(self.table[index]).float()
         if o.masking == "teacher":
             return known
         return (super().entropies(ids, index, candidates) - known).clamp_min(0)
 
-    def loss(self, ids, places, labels):
+    def loss(self, corrupted, places, labels):
         """(1 - a) CE + a T^2 KL(teacher || student), both reading the same corrupted rows."""
         alpha = self.o.kd_alpha
         temperature = self.o.kd_temperature
         if alpha == 0:
-            return super().loss(ids, places, labels)
+            return super().loss(corrupted, places, labels)
         with self.autocast():
             with torch.no_grad():
-                wanted = self.teacher(ids, places=places)
-            logits = self.model(ids, places=places)
+                wanted = self.teacher(corrupted, places=places)
+            logits = self.model(corrupted, places=places)
         cross_entropy, correct, entropy = train.MaskedLoss.apply(logits, labels, self.compiled_loss)
         kl = kd_loss(logits, wanted, labels, temperature)
         loss = (1 - alpha) * cross_entropy + alpha * kl

@@ -1,13 +1,14 @@
 """Which tokens to hide: how unsure a model is of each, rules that pick by it, and what goes in their place.
 
-The claim under test: Srinivasagan, Hartung, Georges 2026, "Entropy-aware Masking for Masked Language
-Modeling" (arXiv 2605.28526). The readings (visible, blank, memory) and the rules are this project's own.
+The idea under test, masks where a model is unsure: Srinivasagan, Hartung, Georges 2026, "Entropy-aware
+Masking for Masked Language Modeling" (arXiv 2605.28526). Rules, and readings (blank, visible, memory: three
+ways to ask the model), are this project's own.
 
 One step with the `blank` reading, for rows `ids` [B, T]; `mask_batch` is the same for your own training loop:
 
-    candidates = draw_candidates(eligible, 0.15, 2.0)                 # 2k random places
+    candidates = draw_candidates(eligible, 0.15, 2.0)                 # 2k at random
     entropy = blank_entropy(model, ids, candidates, mask_token_id)    # how unsure is the model of each?
-    selected = select_positions("high", eligible, 0.15, entropy, candidates)    # the k it is least sure of
+    selected = select_positions("high", eligible, 0.15, entropy, candidates)    # of these, the k least sure
     corrupted, labels = corrupt(ids, selected, mask_token_id, vocab_size, special_ids)
 
 Shapes: B sequences, T tokens each, V words in the vocabulary, k masked tokens per row; positions are bool
@@ -60,24 +61,31 @@ def evaluating(model):
             module.training = True
 
 
-def slice_size(device: torch.device) -> int:
+def logits_per_slice(device: torch.device) -> int:
     """How many logits are worked on at once: what the caches of a CPU's cores hold; a GPU wants more work."""
     return 2**17 * torch.get_num_threads() if device.type == "cpu" else 2**25
 
 
-def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
+def logits_at(model, input_ids, places, **inputs) -> torch.Tensor:
     """One forward pass of input_ids [B, T]; the logits at places [B, c] alone: [B, c, V].
 
-    Most of the work of a small model is its last layer, so only these places reach it: this project's models
-    are told which, and where a model names its last layer, as those of `transformers` do, a hook picks what
-    goes in. Else all logits are made, as within torch.compile, which would compile anew for every hook.
-    Gradients are those of the full logits. Raises ValueError where a model returns none.
+    Most of the work of a small model is its last layer, so only these places reach it, and the gradients are
+    those of the full logits. Raises ValueError where a model returns none.
     """
     inner = model
     while isinstance(inner, WRAPPERS) or hasattr(inner, "_orig_mod"):  # of several devices, of torch.compile
         inner = inner.module if isinstance(inner, WRAPPERS) else inner._orig_mod
     if "places" in signature(inner.forward).parameters:  # this project's models
         return model(input_ids, places=places, **inputs)
+    return others_logits_at(model, inner, input_ids, places, **inputs)
+
+
+def others_logits_at(model, inner, input_ids, places, **inputs) -> torch.Tensor:
+    """logits_at for a model that is not told places; inner: the model without its wrappers.
+
+    Where it names its last layer, as those of `transformers` do, a hook picks what goes in. Else all logits
+    are made, as within torch.compile, which would compile anew for every hook.
+    """
 
     def pick(layer, args):
         if args and args[0].shape[:2] == input_ids.shape != places.shape:
@@ -100,7 +108,7 @@ def logits_at(model, places, input_ids, **inputs) -> torch.Tensor:
     return logits
 
 
-def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
+def entropy_at(model, input_ids, places, **inputs) -> torch.Tensor:
     """The entropy of the model's predictions at places [B, c] of input_ids [B, T]: [B, c], nats.
 
     A few rows at a time, with their part of the inputs that have B rows; but all at once where an input has
@@ -114,7 +122,7 @@ def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
     together = any(base.__module__.startswith(("torch.distributed", "torch.nn.parallel")) for base in classes)
 
     # Memory goes into the logits, of 1,024 tokens on a CPU (125 MB with 30,522 words); if few are asked for,
-    # into the encoder, where 16 tokens need about as much.
+    # into the encoder, where 16 tokens need as much as one token's logits.
     count, length = input_ids.shape
     tokens = 1024 if input_ids.device.type == "cpu" else 16384
     rows = max(1, tokens // max(places.shape[1], length // 16))
@@ -126,8 +134,8 @@ def entropy_at(model, places, input_ids, **inputs) -> torch.Tensor:
         for start in range(0, count, rows):
             part = slice(start, start + rows)
             cut = {name: inputs[name][part] for name, height in heights.items() if height == count}
-            logits = logits_at(model, places[part], input_ids[part], **(inputs | cut))
-            pieces = logits.flatten(0, 1).split(max(1, slice_size(logits.device) // logits.shape[-1]))
+            logits = logits_at(model, input_ids[part], places[part], **(inputs | cut))
+            pieces = logits.flatten(0, 1).split(max(1, logits_per_slice(logits.device) // logits.shape[-1]))
             entropy += [prediction_entropy(piece) for piece in pieces]
     return torch.cat(entropy).view(places.shape)
 
@@ -139,20 +147,20 @@ def visible_entropy(model, input_ids, attention_mask=None, **inputs) -> torch.Te
     what it cannot see: under the 100-0-0 scheme nothing ever trains its output at visible tokens.
     """
     places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    return entropy_at(model, places, input_ids, attention_mask=attention_mask, **inputs)
+    return entropy_at(model, input_ids, places, attention_mask=attention_mask, **inputs)
 
 
 def blank_entropy(model, input_ids, candidates, mask_token_id, width=None, attention_mask=None, **inputs):
     """The `blank` reading: hide the candidates; how unsure is the model of each? [B, T] -> [B, T], nats.
 
     candidates: bool [B, T], all hidden in one forward pass; elsewhere the result is 0. width: at least 1 and
-    the most candidates of a row; None counts them, which waits for a GPU. model, inputs: as above.
+    no less than the candidates of any row; None counts them, which waits for a GPU. model, inputs: as above.
     """
     if width is None:
         width = max(1, int(candidates.sum(-1).max()))
     blanked = input_ids.masked_fill(candidates, mask_token_id)
     places = as_places(candidates, width)
-    found = entropy_at(model, places, blanked, attention_mask=attention_mask, **inputs)
+    found = entropy_at(model, blanked, places, attention_mask=attention_mask, **inputs)
     entropy = torch.zeros(input_ids.shape, device=input_ids.device).scatter(1, places, found)
     return entropy.masked_fill(~candidates, 0)  # rows with fewer candidates were read at other places too
 
@@ -175,13 +183,14 @@ class EntropyMemory:
     def write(self, index, places, entropy, blank):
         """Remember the entropies [B, k] at places [B, k] of rows `index` [B], where blank, bool [B, k]."""
         entropy = entropy.detach()
+        # m <- .99 m + .01 (mean of this step's blanks); the first step sets it.
         count = blank.sum()
         mean = torch.where(blank, entropy, 0).sum() / count.clamp_min(1)
         moved = torch.where(self.mean > 0, self.mean.lerp(mean, 0.01), mean)
         self.mean = torch.where(count > 0, moved, self.mean)
 
-        # A row may be there twice, and what is no blank must not write an old value over a new one: it
-        # repeats the write of some blank.
+        # A row may be there twice, and a place that is no blank must not write its old value over a new one.
+        # So it repeats what some blank writes; without any blank, old values are written again.
         rows = index[:, None].expand_as(places)
         values = torch.where(blank, entropy.half(), self.values[rows, places]).flatten()
         blank = blank.flatten()
@@ -229,11 +238,21 @@ def eligible_positions(input_ids, never: list[int]) -> torch.Tensor:
     return eligible
 
 
+def starts_of_words(word_start, ordinary) -> torch.Tensor:
+    """Where words begin, bool [B, T]: at word_start, at what is not ordinary, and at the token behind that.
+
+    So a special token is a word of its own, and a row may begin in the middle of a word.
+    """
+    after_special = torch.nn.functional.pad(~ordinary, (1, -1), value=True)
+    return word_start | ~ordinary | after_special
+
+
 # A rule turns entropies [B, T] into scores [B, T]; the k positions of the pool (bool [B, T]) with the highest
 # score are masked, and outside of the pool entropies mean nothing. The columns come in random order, so that
 # equal scores are chosen at random: a score may depend on entropies and pool, not on the place. With whole
-# words a column is a word, its entropy the mean over its pieces. Like all of a step, a rule waits for no GPU:
-# no boolean indices, no .item(). A new rule is one function here and one entry in RULES.
+# words a column is a word, its entropy the mean over its pieces. Scores are finite; who draws uses generator.
+# Like all of a step, a rule waits for no GPU: no boolean indices, no .item(). A new rule is one function here
+# and one entry in RULES.
 
 
 def rule_random(entropy, pool, temperature, generator):
@@ -321,8 +340,8 @@ def choose_masks(
 ):
     """The method: draw candidates, read how unsure the model is of each, select k by the rule.
 
-    factor: candidates drawn per mask, or None where a reading knows all places. entropy_of: candidates, bool
-    [B, T] or None -> entropies [B, T], nats. Returns (selected, bool [B, T]; entropy, or None for `random`).
+    factor: candidates drawn per mask, or None where a reading knows all positions. entropy_of: candidates,
+    bool [B, T] or None -> entropies [B, T], nats. Returns (selected, bool [B, T]; entropy, None for random).
     """
     drawn = entropy = None
     if rule != "random":
@@ -458,7 +477,7 @@ def mask_batch(
     scheme="80-10-10",
     eligible=None,  # bool [B, T] or, a table over the vocabulary, [V]: what else may not be masked is False
     word_start=None,  # bool [B, T] or [V], False where a piece continues a word: mask whole words
-    candidates=2.0,  # blanks per mask; None: the visible reading
+    factor=2.0,  # candidates per mask, all of them hidden when the model reads; None: the visible reading
     temperature=1.0,
     generator=None,  # of the masks; else torch's own, which dropout uses as well
     return_entropy=False,
@@ -491,17 +510,16 @@ def mask_batch(
         what = f"attention_mask {tuple(real.shape)} does not name the padding"
         raise ValueError(f"{what}: say eligible=, bool [B, T]")
     if word_start is not None and word_start.dim() == 1:
-        after_special = torch.nn.functional.pad(~ordinary, (1, -1), value=True)
-        word_start = word_start[input_ids] | ~ordinary | after_special
+        word_start = starts_of_words(word_start[input_ids], ordinary)
 
     def entropy_of(blanks):
         if blanks is None:
             return visible_entropy(model, input_ids, **batch)
-        width = candidate_budget(input_ids.shape[1], mask_ratio, candidates)
+        width = candidate_budget(input_ids.shape[1], mask_ratio, factor)
         return blank_entropy(model, input_ids, blanks, mask_token_id, width, **batch)
 
     settings = {"temperature": temperature, "generator": generator, "word_start": word_start}
-    selected, entropy = choose_masks(entropy_of, allowed, rule, mask_ratio, candidates, **settings)
+    selected, entropy = choose_masks(entropy_of, allowed, rule, mask_ratio, factor, **settings)
     corrupted, labels = corrupt(input_ids, selected, mask_token_id, vocab_size, special, scheme, generator)
     masked = {**batch, "input_ids": corrupted, "labels": labels}
     return (masked, entropy) if return_entropy else masked
@@ -542,7 +560,7 @@ def read_sentence(model, tokenizer, text, reading, mask_ratio, generator) -> Sen
         if reading == "blank":
             row[0, place] = tokenizer.token_to_id("[MASK]")
         with evaluating(model):
-            logits = logits_at(model, place[None], row)[0, 0]  # [V]
+            logits = logits_at(model, row, place[None])[0, 0]  # [V]
         entropies.append(prediction_entropy(logits).item())
         probability, best = logits.softmax(-1).max(-1)
         guesses.append(f"{tokenizer.id_to_token(best.item())} {probability:.0%}")

@@ -65,9 +65,10 @@ from model import (
 )
 
 HELD_OUT = 0.02  # share of the text, from half of that to 2.5 times as much
-KNOWN = 50  # characters of a paragraph that no exam asks for if the training text has it too
+KNOWN_FROM = 50  # characters of a paragraph that no exam asks for if the training text has it too
 EXAM_ROWS = 512
-EXAM_RATIO = 0.15  # the held-out exam is the same for every run, whatever ratio it trains with
+EXAM_RATIO = 0.15  # of the held-out exam, whatever ratio a run trains with
+COLD = ("high", "low", "mid", "both")  # rules that have no temperature; others may
 PLATEAU = 0.3  # nats below the unigram loss at which a run has left the plateau
 
 # ---- options ----
@@ -108,7 +109,12 @@ def make_parser(description: str, sources=("random", "self")) -> Parser:
     add("--accumulate", type=int, default=1, help="compute a step in so many slices, to save memory")
     add = parser.add_argument_group("masks").add_argument
     add("--masking", default="self", choices=sources, help="whose entropy chooses the masks")
-    add("--reading", default="blank", choices=["visible", "blank", "memory"], help="of what; see README")
+    add(
+        "--reading",
+        default="blank",
+        choices=["visible", "blank", "memory"],
+        help="of tokens as they are seen, hidden, or as last hidden",
+    )
     rules = [rule for rule in masking.RULES if rule != "random"]  # that is --masking random
     add("--select", default="sample", choices=rules, help="rule that picks masks by entropy")
     add("--mask-ratio", type=float, default=0.15, help="share of the tokens that is masked")
@@ -168,25 +174,25 @@ def check(o, parser, world: int):
         raise ValueError(f"--batch-size {o.batch_size} must be a multiple of {o.accumulate * world} slices")
 
     fresh = not o.from_
-    entropy = o.masking != "random"
+    by_entropy = o.masking != "random"
     needs = {
         "vocab": (fresh, "a vocabulary of its own, and --from brings one"),
         "cased": (fresh, "a vocabulary of its own, and --from brings one"),
         "size": (fresh, "fresh weights, without --from"),
         "init": (fresh, "fresh weights, without --from"),
         "vocab_size": (fresh and not o.vocab, "a learned vocabulary, without --vocab and --from"),
-        "reading": (entropy, "masks by entropy, without --masking random"),
-        "select": (entropy, "masks by entropy, without --masking random"),
-        "entropy_warmup": (entropy, "masks by entropy, without --masking random"),
-        "candidates": (entropy and o.reading == "blank", "masks by entropy and --reading blank"),
-        "select_temperature": (entropy and o.select == "sample", "masks by entropy and --select sample"),
+        "reading": (by_entropy, "masks by entropy, without --masking random"),
+        "select": (by_entropy, "masks by entropy, without --masking random"),
+        "entropy_warmup": (by_entropy, "masks by entropy, without --masking random"),
+        "candidates": (by_entropy and o.reading == "blank", "masks by entropy and --reading blank"),
+        "select_temperature": (by_entropy and o.select not in COLD, "masks by entropy and --select sample"),
     }
     refuse_idle(o, parser, needs)
 
     body = o.seq_len - 2
     masks = masking.mask_budget(body, o.mask_ratio)  # raises for a bad ratio
     pool = masking.candidate_budget(body, o.mask_ratio, o.candidates)
-    if entropy and o.reading == "blank" and not masks < pool < body:
+    if by_entropy and o.reading == "blank" and not masks < pool < body:
         counts = f"{pool} candidates for {masks} masks in rows of {body} tokens"
         raise ValueError(f"{counts} leave no choice, or nothing to read: other --candidates are needed")
     if o.from_ and not o.resume:
@@ -311,8 +317,8 @@ def learn_vocabulary(paths, size: int, cased: bool = False) -> Tokenizer:
 def encode_text(paths, tokenizer: Tokenizer, stream):
     """Write the token ids of each paragraph, and [SEP] where a document ends, to a file: (table, facts).
 
-    A row of the table [n, 3] is a paragraph or a [SEP]: its tokens, its hash (0 below KNOWN characters), and
-    whether its document's hash holds it out: equal documents are on the same side.
+    A row of the table [n, 3] is a paragraph or a [SEP]: its tokens, its hash (0 below KNOWN_FROM characters),
+    and whether its document's hash holds it out: equal documents are on the same side.
     """
     reader = text_tokenizer(tokenizer)
     unknown, sep = (tokenizer.token_to_id(token) for token in ("[UNK]", "[SEP]"))
@@ -330,7 +336,7 @@ def encode_text(paths, tokenizer: Tokenizer, stream):
             ids = array("i", encoding.ids)
             stream.write(ids)
             # Python's hash is another in every process; these are compared within one.
-            table.extend((len(ids), hash(text) if len(text) >= KNOWN else 0, held_out))
+            table.extend((len(ids), hash(text) if len(text) >= KNOWN_FROM else 0, held_out))
             if unknown in ids:
                 strange.append(text)
         if ends:
@@ -357,8 +363,8 @@ def has_capitals_or_marks(word: str) -> bool:
 def tokenise(paths, tokenizer: Tokenizer, folder: Path):
     """Write two streams of token ids (int32), train.ids and held_out.ids, and facts.json about the text.
 
-    Nothing is left out of the training text. Of the held-out text each paragraph of KNOWN characters or more
-    is left out that the training text has too, so that no exam asks for it.
+    Nothing is left out of the training text. Of the held-out text each paragraph of KNOWN_FROM characters or
+    more is left out that the training text has too, so that no exam asks for it.
     """
     everything = folder / "text.ids"
     with open(everything, "wb") as stream:
@@ -412,10 +418,11 @@ def split(tokens, keys, by_hash):
 
 
 # Text that was prepared by other rules is not used again: of these functions, constants, this tokenizers.
-RULES = (builtin_corpus, open_text, read_documents, learn_vocabulary, text_tokenizer)
-RULES += (encode_text, has_capitals_or_marks, tokenise, split)
-SETTINGS = (HELD_OUT, KNOWN, tokenizers.__version__)
-TEXT_RULES = hashlib.sha256(f"{[*map(inspect.getsource, RULES)]} {SETTINGS}".encode()).hexdigest()[:8]
+TEXT_FUNCTIONS = (builtin_corpus, open_text, read_documents, learn_vocabulary, text_tokenizer)
+TEXT_FUNCTIONS += (encode_text, has_capitals_or_marks, tokenise, split)
+TEXT_SETTINGS = (HELD_OUT, KNOWN_FROM, tokenizers.__version__)
+text_sources = [inspect.getsource(function) for function in TEXT_FUNCTIONS]
+TEXT_RULES = hashlib.sha256(f"{text_sources} {TEXT_SETTINGS}".encode()).hexdigest()[:8]
 
 
 def prepare_text(o):
@@ -549,7 +556,7 @@ def examine(model, exam) -> tuple[float, float]:
     with masking.evaluating(model):
         for batch in zip(*(part.split(64) for part in exam), strict=True):
             ids, places, labels = [part.to(device) for part in batch]
-            sums += torch.stack(mlm_loss(masking.logits_at(model, places, ids), labels))
+            sums += torch.stack(mlm_loss(masking.logits_at(model, ids, places), labels))
     return tuple((sums / (exam[2] != IGNORE).sum()).tolist())
 
 
@@ -584,10 +591,12 @@ class MaskedLoss(torch.autograd.Function):
         # float16 has no numbers below 6e-8, and GradScaler's factor comes only later: until then, another.
         ctx.unit = 4096.0 if logits.dtype == torch.float16 else 1.0
         gradient = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        rows = labels.numel() if compiled else max(1, masking.slice_size(logits.device) // logits.shape[-1])
+        rows = max(1, masking.logits_per_slice(logits.device) // logits.shape[-1])
+        if compiled:
+            rows = labels.numel()
         parts = [tensor.flatten(0, -2).split(rows) for tensor in (logits, gradient, labels[..., None])]
         work = compiled or loss_of_rows
-        results = [work(z, slope, label, ctx.unit) for z, slope, label in zip(*parts, strict=True)]
+        results = [work(*part, ctx.unit) for part in zip(*parts, strict=True)]
         loss, correct, entropy, own = torch.cat(results).T
 
         word = labels.clamp_min(0)[..., None]
@@ -603,8 +612,8 @@ class MaskedLoss(torch.autograd.Function):
         return ctx.saved_tensors[0] * (scale / ctx.unit), None, None
 
 
-def loss_of_rows(logits, slope, label, unit: float):
-    """A slice of MaskedLoss, logits [rows, V] and label [rows, 1]: fills slope [rows, V] with unit p.
+def loss_of_rows(logits, gradient, label, unit: float):
+    """A slice of MaskedLoss, logits [rows, V] and label [rows, 1]: fills gradient [rows, V] with unit p.
 
     Returns [rows, 4]: loss, correct, entropy, and unit (p - 1), the gradient at the word itself.
     """
@@ -620,7 +629,7 @@ def loss_of_rows(logits, slope, label, unit: float):
     loss = (log_sum - word).masked_fill(~counted, 0)
     entropy = log_sum - torch.linalg.vecdot(e, z)[:, None] / total
     weight = counted * unit / total
-    slope.copy_(e.mul_(weight))
+    gradient.copy_(e.mul_(weight))
     return torch.cat((loss, guess == label, entropy, word.exp() * weight - counted * unit), -1)
 
 
@@ -775,20 +784,20 @@ class Pretraining:
         self.row_count = len(self.train_ids) // (o.seq_len - 2)
         self.vocab = self.tokenizer.get_vocab()
         self.pieces = sorted(self.vocab, key=self.vocab.get)
-        self.special = [self.vocab[token] for token in SPECIAL_TOKENS]
-        self.cls, self.sep, self.mask = self.special[2:]
+        self.special_ids = [self.vocab[token] for token in SPECIAL_TOKENS]
+        self.cls_id, self.sep_id, self.mask_id = self.special_ids[2:]
 
         counts = torch.bincount(torch.from_numpy(self.train_ids), minlength=len(self.pieces))
-        counts[self.sep] = 0  # it is never asked for
+        counts[self.sep_id] = 0  # it is never asked for
         self.unigram = (counts + 1.0) / (counts + 1.0).sum()  # word frequencies, add-one smoothing
-        self.exam = draw_exam(self.held_out_ids, o.seq_len, self.cls, self.sep, self.mask)
+        self.exam = draw_exam(self.held_out_ids, o.seq_len, self.cls_id, self.sep_id, self.mask_id)
         asked = self.exam[2][self.exam[2] != IGNORE]
         self.unigram_loss = -self.unigram.log()[asked].mean().item()  # nats: frequencies, nothing else
 
     def plan_masks(self):
         """How many masks a row gets, and what choosing them needs."""
         o = self.o
-        # k of a row without a [SEP] inside: the others have fewer.
+        # At most: [SEP] inside a row is not eligible, and whole words may not fit.
         self.masks_per_row = masking.mask_budget(o.seq_len - 2, o.mask_ratio)
         self.random_steps = as_steps(o.entropy_warmup, o.steps)
         self.continues = torch.tensor([piece.startswith("##") for piece in self.pieces], device=self.device)
@@ -830,20 +839,88 @@ class Pretraining:
             model.cls["predictions"].bias.data.copy_(self.unigram.log())
         return model
 
+    # -- one step --
+
+    def update(self):
+        """One step: rows, masks, loss, gradient, new weights. Nothing here waits for a GPU."""
+        o = self.o
+        size = len(self.vocab)
+        torch.manual_seed(seed_for(o.seed, "dropout", self.step) + self.rank)
+
+        # Rows, ids [B, T]: a function of (seed, step), the same for all rules.
+        index = rows_of_step(o, self.step, self.row_count)
+        ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls_id, self.sep_id))
+
+        # Masks: which they are is all in which rules differ. The head runs at these places [B, k] alone.
+        rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
+        selected = self.choose(ids, index, rng)
+        corrupted, labels = masking.corrupt(
+            ids, selected, self.mask_id, size, self.special_ids, o.corruption, rng
+        )
+        places = masking.as_places(selected, self.masks_per_row)
+        labels = labels.gather(1, places)
+        masked = labels != IGNORE  # a row may have fewer masks than places
+
+        # The gradient of the mean over all masked tokens of the step, a slice of rows at a time.
+        count = masked.sum().clamp_min(1)
+        entropy = torch.zeros(places.shape, device=self.device)
+        for rows in self.slices:
+            loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
+            self.scaler.scale(loss / count).backward()
+            add(self.sums, sums)
+        self.sum_gradients()
+
+        # New weights, from a gradient of length 1 at most: a rare large one would undo much.
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, o.steps, as_steps(o.warmup, o.steps), o.lr)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+
+        # What the log and the memory keep of this step.
+        counts = torch.zeros(size, device=self.device)  # [V], how often each word piece was masked
+        counts.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
+        add(self.seen, {"steps": 1, "ids": counts, "distinct": (counts > 0).sum()})
+        self.last = {"ids": corrupted, "selected": selected}
+        if self.memory:
+            blank = masked & (corrupted.gather(1, places) == self.mask_id)  # it was read as [MASK]
+            self.memory.write(self.send(index), places, self.sum_over_processes(entropy), blank)
+        self.step += 1
+
+    def choose(self, ids, index, rng) -> torch.Tensor:
+        """The positions to mask in the rows ids [B, T] of this step, number `index` [B]: bool [B, T]."""
+        o = self.o
+        rule = o.select
+        if o.masking == "random" or self.step < self.random_steps:
+            rule = "random"
+        entropy_of = partial(self.entropies, ids, index)
+        eligible = self.maskable(ids)
+        factor = o.candidates if o.reading == "blank" else None  # the other readings know all positions
+        tau = o.select_temperature
+        words = self.word_starts(ids)
+        return masking.choose_masks(entropy_of, eligible, rule, o.mask_ratio, factor, tau, rng, words)[0]
+
     # -- what distill.py overrides --
 
-    def loss(self, ids, places, labels):
-        """The objective, summed over the masked tokens; the sums to log; entropies [B, k], nats."""
-        with self.autocast():
-            logits = self.model(ids, places=places)
-        loss, correct, entropy = MaskedLoss.apply(logits, labels, self.compiled_loss)
-        return loss, {"loss": loss.detach(), "accuracy": correct}, entropy
+    check = staticmethod(check)
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
-        """How unsure the model is of the rows `ids`, number `index`: [B, T], nats."""
+        """What the rule goes by, in the rows ids [B, T], number `index` [B]: entropies [B, T], nats."""
         if self.memory:
             return self.memory.read(self.send(index))
-        return self.entropies_of(self.model, ids, candidates)
+        return self.read_entropies(self.model, ids, candidates)
+
+    def loss(self, corrupted, places, labels):
+        """Rows [b, T] with labels at places [b, k] -> objective, what to log, entropies [b, k] in nats.
+
+        The first two are sums over the masked tokens, and divided by their number later.
+        """
+        with self.autocast():
+            logits = self.model(corrupted, places=places)
+        loss, correct, entropy = MaskedLoss.apply(logits, labels, self.compiled_loss)
+        return loss, {"loss": loss.detach(), "accuracy": correct}, entropy
 
     def summary(self) -> list[str]:
         """What is printed of a run before it starts."""
@@ -870,73 +947,10 @@ class Pretraining:
             lines.append("note    so few tokens per step leave a GPU idle: try --batch-size 256 --compile")
         return lines
 
-    # -- one step --
+    # -- what a step is made of --
 
-    def update(self):
-        """One step: rows, masks, loss, gradient, new weights. Nothing here waits for a GPU."""
-        o = self.o
-        size = len(self.vocab)
-        torch.manual_seed(seed_for(o.seed, "dropout", self.step) + self.rank)
-
-        # Rows, ids [B, T]: a function of (seed, step), the same for all rules.
-        index = rows_of_step(o, self.step, self.row_count)
-        ids = self.send(take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep))
-
-        # Masks: where they are is all in which rules differ. The head runs at these places [B, k] alone.
-        rng = torch.Generator(self.device).manual_seed(seed_for(o.seed, "masks", self.step))
-        selected = self.choose(ids, index, rng)
-        corrupted, labels = masking.corrupt(ids, selected, self.mask, size, self.special, o.corruption, rng)
-        places = masking.as_places(selected, self.masks_per_row)
-        labels = labels.gather(1, places)
-        masked = labels != IGNORE  # a row with a [SEP] inside may have fewer masks than places
-
-        # The gradient of the mean over all masked tokens of the step, a slice of rows at a time.
-        count = masked.sum().clamp_min(1)
-        entropy = torch.zeros(places.shape, device=self.device)
-        for rows in self.slices:
-            loss, sums, entropy[rows] = self.loss(corrupted[rows], places[rows], labels[rows])
-            self.scaler.scale(loss / count).backward()
-            add(self.sums, sums)
-        self.sum_gradients()
-
-        # New weights, from a gradient of length 1 at most: a rare large one would undo much.
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, o.steps, as_steps(o.warmup, o.steps), o.lr)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-
-        # What the log and the memory keep of this step.
-        counts = torch.zeros(size, device=self.device)  # [V], how often each word piece was masked
-        counts.index_add_(0, labels.clamp_min(0).flatten(), masked.float().flatten())
-        add(self.seen, {"steps": 1, "ids": counts, "distinct": (counts > 0).sum()})
-        self.last = {"ids": corrupted, "selected": selected}
-        if self.memory:
-            blank = masked & (corrupted.gather(1, places) == self.mask)  # [MASK] was read, no random word
-            self.memory.write(self.send(index), places, self.sum_over_processes(entropy), blank)
-        self.step += 1
-
-    def choose(self, ids, index, rng) -> torch.Tensor:
-        """The places to mask in the rows ids [B, T] of this step, number `index` [B]: bool [B, T]."""
-        o = self.o
-        rule = o.select
-        if o.masking == "random" or self.step < self.random_steps:
-            rule = "random"
-        entropy_of = partial(self.entropies, ids, index)
-        eligible = self.maskable(ids)
-        factor = o.candidates if o.reading == "blank" else None  # the other readings know all places
-        tau = o.select_temperature
-        words = ~self.continues[ids] if o.whole_word else None  # where they start
-        return masking.choose_masks(entropy_of, eligible, rule, o.mask_ratio, factor, tau, rng, words)[0]
-
-    def maskable(self, ids) -> torch.Tensor:
-        """Which tokens may be masked: bool [B, T]."""
-        return masking.eligible_positions(ids, [self.cls, self.sep])
-
-    def entropies_of(self, model, ids, candidates) -> torch.Tensor:
-        """How unsure a model is of the candidates, hidden, or with None of every token as it stands: [B, T].
+    def read_entropies(self, model, ids, candidates) -> torch.Tensor:
+        """The blank reading of the candidates or, where these are None, the visible reading: [B, T], nats.
 
         Every process draws the same masks for all rows, so each reads its own rows and the results are added.
         """
@@ -949,8 +963,18 @@ class Pretraining:
                     entropy[rows] = masking.visible_entropy(model, ids[rows])
                 else:
                     hidden = candidates[rows]
-                    entropy[rows] = masking.blank_entropy(model, ids[rows], hidden, self.mask, width)
+                    entropy[rows] = masking.blank_entropy(model, ids[rows], hidden, self.mask_id, width)
         return self.sum_over_processes(entropy)
+
+    def maskable(self, ids) -> torch.Tensor:
+        """Which tokens may be masked: bool [B, T]."""
+        return masking.eligible_positions(ids, [self.cls_id, self.sep_id])
+
+    def word_starts(self, ids) -> torch.Tensor | None:
+        """Where words begin, bool [B, T]; None where each token is masked by itself."""
+        if not self.o.whole_word:
+            return None
+        return masking.starts_of_words(~self.continues[ids], self.maskable(ids))
 
     def send(self, array) -> torch.Tensor:
         """To the device; from pinned memory, so that nobody waits for a GPU that is still at work."""
@@ -993,7 +1017,7 @@ class Pretraining:
     def mask_figures(self, ids, selected) -> dict:
         """What was masked since the last evaluation; entropy (nats) in the first slice of the rows `ids`."""
         first = self.slices[0]
-        entropy = masking.blank_entropy(self.model, ids[first], selected[first], self.mask)
+        entropy = masking.blank_entropy(self.model, ids[first], selected[first], self.mask_id)
         steps = self.seen["steps"]
         masks = self.seen["ids"].sum()
         return {
@@ -1003,7 +1027,7 @@ class Pretraining:
             "commonest_share": float(self.seen["ids"].max() / masks),
         }
 
-    def report(self, speed: float = 0.0):
+    def evaluate_and_save(self, speed: float = 0.0):
         """Evaluate, add a line to the log, save. speed: tokens per second since the last evaluation."""
         line = {"step": self.step, "tokens": self.step * self.o.batch_size * self.o.seq_len}
         with self.autocast(), torch.compiler.set_stance("force_eager"):  # other shapes: do not compile anew
@@ -1074,7 +1098,7 @@ def train(run: Pretraining):
     """The loop: a step, now and then an evaluation with a checkpoint."""
     o = run.o
     if not run.log:
-        run.report()  # what is there before the first step
+        run.evaluate_and_save()  # what is there before the first step
     if run.step == o.steps and run.rank == 0:
         run.save()  # it was killed at its very end: files may be missing
     mark = time.perf_counter()
@@ -1092,7 +1116,7 @@ def train(run: Pretraining):
                 bar.set_postfix(shown | {"tokens/s": f"{speed:,.0f}"})
             if evaluate:
                 run.seconds += seconds
-                run.report(speed)
+                run.evaluate_and_save(speed)
                 mark = time.perf_counter()
 
 
@@ -1127,12 +1151,12 @@ def conclude(run: Pretraining):
 
     size = min(run.o.seq_len, 16)  # three short rows, each with the token in its middle hidden
     index = np.linspace(0, len(run.held_out_ids) // (size - 2) - 1, 30).astype(int)
-    rows = take_rows(run.held_out_ids, index, size, run.cls, run.sep).to(run.device)
-    rows = rows[rows[:, size // 2] != run.sep]
+    rows = take_rows(run.held_out_ids, index, size, run.cls_id, run.sep_id).to(run.device)
+    rows = rows[rows[:, size // 2] != run.sep_id]
     rows = rows[:: max(1, len(rows) // 3)][:3]
     middle = torch.full((len(rows), 1), size // 2, device=run.device)
     with masking.evaluating(run.model), torch.compiler.set_stance("force_eager"):
-        guesses = run.model(rows.scatter(1, middle, run.mask), places=middle)[:, 0].topk(3).indices
+        guesses = run.model(rows.scatter(1, middle, run.mask_id), places=middle)[:, 0].topk(3).indices
     for row, best in zip(rows.tolist(), guesses.tolist(), strict=True):
         pieces = [run.pieces[i] for i in row]
         pieces[size // 2] = f"[{pieces[size // 2]}? {' | '.join(run.pieces[i] for i in best)}]"
@@ -1185,7 +1209,7 @@ def main(parser, kind=Pretraining, argv=None):
             o = resumed_options(parser, argv, began)
         elif (out / "checkpoint.pt").exists() or (out / "model.safetensors").exists():
             raise ValueError(f"{out} holds a run or a model already: add --resume, or choose another --out")
-        check(o, parser, int(os.environ.get("WORLD_SIZE", 1)))
+        kind.check(o, parser, int(os.environ.get("WORLD_SIZE", 1)))
         out.mkdir(parents=True, exist_ok=True)
         run = kind(o)
         if o.resume:

@@ -196,7 +196,7 @@ def test_masks_by_a_teacher_that_is_not_learned_from(distil, monkeypatch):
     # The candidate with the highest entropy by hand is what `high` picks, from the teacher, in the step.
     steps = []
     choose = pretraining.Pretraining.choose
-    read = distill.Distillation.entropies_of
+    read = distill.Distillation.read_entropies
 
     def noted(self, model, ids, candidates):
         assert model is self.teacher
@@ -205,12 +205,12 @@ def test_masks_by_a_teacher_that_is_not_learned_from(distil, monkeypatch):
 
     def checked(self, ids, index, rng):
         selected = choose(self, ids, index, rng)
-        wanted = entropies_by_hand(self.teacher, ids, steps[-1], self.mask).masked_fill(~steps[-1], -1)
+        wanted = entropies_by_hand(self.teacher, ids, steps[-1], self.mask_id).masked_fill(~steps[-1], -1)
         least = wanted.topk(self.masks_per_row).values[:, -1:]
         assert (wanted[selected].view(len(ids), -1) >= least - 1e-4).all()
         return selected
 
-    monkeypatch.setattr(distill.Distillation, "entropies_of", noted)
+    monkeypatch.setattr(distill.Distillation, "read_entropies", noted)
     monkeypatch.setattr(pretraining.Pretraining, "choose", checked)
     distil("--masking", "teacher", "--kd-alpha", 0, "--select", "high", "--entropy-warmup", 0, *FEW)
     assert len(steps) == 8
@@ -255,15 +255,15 @@ def test_the_blank_entropy_of_every_position_hides_each_once(teacher, monkeypatc
 
 @pytest.mark.parametrize("reading", ["visible", "blank"])
 def test_the_table_holds_what_the_teacher_says(distil, reading, monkeypatch):
-    monkeypatch.setattr(distill.Distillation, "readings", lambda self: 8.0)  # often enough
+    monkeypatch.setattr(distill.Distillation, "epochs_with_entropy", lambda self: 8.0)  # often enough
     run = distil("--masking", "teacher", "--reading", reading, "--entropy-warmup", 0, "--steps", 1, *FEW)
     assert run.table.dtype == np.float16 and run.table.shape == (run.row_count, 32)
-    ids = pretraining.take_rows(run.train_ids, np.arange(run.row_count), 32, run.cls, run.sep)
+    ids = pretraining.take_rows(run.train_ids, np.arange(run.row_count), 32, run.cls_id, run.sep_id)
     if reading == "visible":
-        fresh = entropies_by_hand(run.teacher, ids, torch.zeros_like(ids, dtype=torch.bool), run.mask)
+        fresh = entropies_by_hand(run.teacher, ids, torch.zeros_like(ids, dtype=torch.bool), run.mask_id)
     else:
         rng = torch.Generator().manual_seed(0)
-        fresh = distill.blank_entropy_everywhere(run.teacher, ids, run.maskable(ids), 0.15, run.mask, rng)
+        fresh = distill.blank_entropy_everywhere(run.teacher, ids, run.maskable(ids), 0.15, run.mask_id, rng)
     error = (torch.from_numpy(np.array(run.table)) - fresh).abs().max()
     assert error <= 2**-11 * fresh.max() + 1e-4, "float16 keeps 11 bits"
 
@@ -285,7 +285,7 @@ def test_masks_are_where_the_teacher_or_the_difference_says(distil, mask, monkey
         known = torch.from_numpy(self.table[index]).float()
         wanted = known
         if mask == "reducible":
-            student = entropies_by_hand(self.model, ids, candidates, self.mask).float()
+            student = entropies_by_hand(self.model, ids, candidates, self.mask_id).float()
             wanted = (student - known).clamp_min(0)
         assert (entropy - wanted)[candidates].abs().max() < 1e-3, "max(0, H student - H teacher), in nats"
         best = wanted.masked_fill(~candidates, -1).topk(self.masks_per_row).values[:, -1:]
@@ -299,7 +299,9 @@ def test_masks_are_where_the_teacher_or_the_difference_says(distil, mask, monkey
 
 
 def test_a_table_is_computed_once_and_an_interrupted_one_not_at_all(distil, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill.Distillation, "readings", lambda self: 8.0)  # often enough for a table
+    monkeypatch.setattr(
+        distill.Distillation, "epochs_with_entropy", lambda self: 8.0
+    )  # often enough for a table
     options = ["--masking", "teacher", "--entropy-warmup", 0, "--cache", tmp_path / "cache", "--steps", 1]
     original = distill.blank_entropy_everywhere
     calls = []
@@ -364,9 +366,11 @@ def test_a_teacher_with_another_config_has_another_table(distil, teacher, tmp_pa
     change_config(tmp_path / "teacher", **change)
     other = distil(*options, out="other")
     assert np.abs(np.array(one.table) - np.array(other.table)).max() > 0.01, "the old table is not used"
-    ids = pretraining.take_rows(other.train_ids, np.arange(other.row_count), 32, other.cls, other.sep)
+    ids = pretraining.take_rows(other.train_ids, np.arange(other.row_count), 32, other.cls_id, other.sep_id)
     rng = torch.Generator().manual_seed(0)
-    fresh = distill.blank_entropy_everywhere(other.teacher, ids, other.maskable(ids), 0.15, other.mask, rng)
+    fresh = distill.blank_entropy_everywhere(
+        other.teacher, ids, other.maskable(ids), 0.15, other.mask_id, rng
+    )
     assert np.abs(other.table - fresh.numpy()).max() < 0.01
 
 

@@ -229,7 +229,7 @@ def test_every_architecture_is_read_at_the_places_alone(model_type):
     truth = torch.autograd.grad(loss, weights, allow_unused=True)
     places = as_places(hidden, 5)  # rows 2 and 3 have fewer
     labels = batch["input_ids"].masked_fill(~hidden, IGNORE).gather(1, places)
-    picked = logits_at(model, places, blanked, attention_mask=batch["attention_mask"])
+    picked = logits_at(model, blanked, places, attention_mask=batch["attention_mask"])
     assert picked.shape == (3, 5, logits.shape[-1])
     loss = F.cross_entropy(picked.flatten(0, 1).float(), labels.flatten())
     for parameter, one, other in zip(
@@ -266,8 +266,8 @@ def test_wrappers_of_torch_are_looked_through(name, wrapper, one_process, monkey
     forward = wrapper.forward
     monkeypatch.setattr(wrapper, "forward", lambda *call, **more: called.append(1) or forward(*call, **more))
     wrapped.eval()
-    picked = logits_at(wrapped, places, **batch)
-    assert torch.allclose(picked, logits_at(model, places, **batch)) and called == [1]
+    picked = logits_at(wrapped, places=places, **batch)
+    assert torch.allclose(picked, logits_at(model, places=places, **batch)) and called == [1]
 
     def refuse(*args, **inputs):
         raise AssertionError("the wrapper's forward was called, which starts communication")
@@ -336,7 +336,9 @@ def test_a_compiled_model_is_not_compiled_for_every_length(name, how, many_graph
         batch = batch_of_rows([length, length - 2, length - 3])
         hidden = (batch["input_ids"] >= 5) & (torch.arange(length) % 3 == 1)
         places = as_places(hidden, length // 3)
-        assert torch.allclose(logits_at(model, places, **batch), logits_at(plain, places, **batch), atol=1e-4)
+        assert torch.allclose(
+            logits_at(model, places=places, **batch), logits_at(plain, places=places, **batch), atol=1e-4
+        )
         got = blank_entropy(model, batch["input_ids"], hidden, MASK, attention_mask=batch["attention_mask"])
         blanked = batch | {"input_ids": batch["input_ids"].masked_fill(hidden, MASK)}
         expected = reference(plain, blanked)

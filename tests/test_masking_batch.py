@@ -273,17 +273,17 @@ def test_all_random_numbers_come_from_the_generator(model):
     assert not torch.equal(other["labels"], found[3]["labels"])
 
 
-@pytest.mark.parametrize("candidates", [1.5, 3.0, None])
-def test_what_the_rule_saw_is_given_back(model, candidates):
+@pytest.mark.parametrize("factor", [1.5, 3.0, None])
+def test_what_the_rule_saw_is_given_back(model, factor):
     ids = rows_of(6, 42)
-    settings = {"candidates": candidates, "generator": torch.Generator().manual_seed(1)}
+    settings = {"factor": factor, "generator": torch.Generator().manual_seed(1)}
     masked, entropy = mask_batch(model, {"input_ids": ids}, Words(), "high", return_entropy=True, **settings)
     eligible = ids >= 5
-    if candidates is None:
+    if factor is None:
         drawn = None
         expected = visible_entropy(model, ids)
     else:
-        drawn = draw_candidates(eligible, 0.15, candidates, torch.Generator().manual_seed(1))
+        drawn = draw_candidates(eligible, 0.15, factor, torch.Generator().manual_seed(1))
         expected = blank_entropy(model, ids, drawn, MASK)
     assert torch.allclose(entropy, expected, atol=1e-5)
     pool = eligible if drawn is None else drawn
@@ -297,7 +297,7 @@ def test_what_the_rule_saw_is_given_back(model, candidates):
 
 def test_the_temperature_reaches_the_rule(model):
     ids = rows_of(1, 30).expand(3000, 30)
-    settings = {"candidates": None, "return_entropy": True}
+    settings = {"factor": None, "return_entropy": True}
     rates = []
     for temperature in (0.2, 1.0):
         masked, entropy = mask_batch(
@@ -315,7 +315,7 @@ def test_a_teacher_may_choose(model):
     ids = rows_of(6, 42)
     found = []
     for who in (model, teacher):
-        settings = {"candidates": None, "return_entropy": True}
+        settings = {"factor": None, "return_entropy": True}
         found.append(mask_batch(who, {"input_ids": ids}, Words(), "high", **settings)[1])
         assert torch.allclose(found[-1], visible_entropy(who, ids), atol=1e-5)
     assert not torch.allclose(found[0], found[1], atol=0.1)
@@ -369,6 +369,6 @@ def test_a_tokenizer_must_say_which_of_its_tokens_are_special(model, mask):
 def test_entropies_of_no_rows_at_all_are_no_rows(model):
     ids = rows_of(1, 12)
     places = torch.tensor([[3, 7]])
-    assert entropy_at(model, places, ids).shape == (1, 2)
+    assert entropy_at(model, ids, places).shape == (1, 2)
     eligible = torch.zeros_like(ids, dtype=torch.bool)
     assert select_positions("random", eligible, 0.15).sum() == 0

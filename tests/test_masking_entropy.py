@@ -91,7 +91,9 @@ def test_reading_has_no_dropout(model):
 def test_entropies_in_slices_equal_those_in_one_piece(model, monkeypatch):
     ids = torch.randint(5, 50, (40, 64))  # more tokens than one slice of rows holds
     whole = by_definition(model.eval()(ids))
-    monkeypatch.setattr(masking, "slice_size", lambda device: 7 * 50)  # and entropies of 7 tokens at a time
+    monkeypatch.setattr(
+        masking, "logits_per_slice", lambda device: 7 * 50
+    )  # and entropies of 7 tokens at a time
     assert torch.allclose(visible_entropy(model, ids).double(), whole, atol=1e-4)
 
 

@@ -81,7 +81,7 @@ def gradients_of(model, kind):
 
 
 def loss_of(model, ids, hidden):
-    picked = logits_at(model, as_places(hidden, 3), ids)
+    picked = logits_at(model, ids, as_places(hidden, 3))
     return picked.float().logsumexp(-1).sum()
 
 

@@ -31,7 +31,7 @@ def prepared(corpus, cache, tmp_path, teacher):
         given += ["--max-tokens", 2000]
         options = [teacher if option == "TEACHER" else option for option in options]
         o = parser.parse_args(list(map(str, [*given, *options])))
-        program.check(o, parser, 1)
+        kind.check(o, parser, 1)
         return kind(o)
 
     return prepare
@@ -218,15 +218,15 @@ def test_a_compiled_run_resumes_and_has_the_bits_of_a_plain_one(train, distil, t
 
 def test_an_evaluation_compiles_nothing_anew(train, traced):
     graphs = []
-    report = program.Pretraining.report
+    evaluate_and_save = program.Pretraining.evaluate_and_save
 
     def counted(self, speed=0.0):
         before = traced()
-        report(self, speed)
+        evaluate_and_save(self, speed)
         graphs.append(traced() - before)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program.Pretraining, "report", counted)
+        patch.setattr(program.Pretraining, "evaluate_and_save", counted)
         train("--compile", "--masking", "random")
     assert graphs == [0, 0, 0], "evaluations have other shapes, and run as they are"
     assert traced() == 3, "the encoder, the head and the loss, once each"

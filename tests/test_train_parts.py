@@ -210,6 +210,14 @@ def test_a_checkpoint_to_continue_gets_the_rate_of_fine_tuning(teacher):
     assert options("--from", teacher, "--lr", 1e-4).lr == 1e-4
 
 
+def test_a_temperature_is_refused_only_by_rules_that_are_known_to_have_none(monkeypatch):
+    for rule in ("high", "low", "mid", "both"):
+        with pytest.raises(ValueError, match="--select-temperature has no effect here"):
+            options("--select", rule, "--select-temperature", 2)
+    monkeypatch.setitem(train.masking.RULES, "mine", train.masking.rule_sample)
+    assert options("--select", "mine", "--select-temperature", 2).select_temperature == 2.0
+
+
 # ---- hardware ----
 
 

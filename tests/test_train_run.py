@@ -64,11 +64,11 @@ def test_the_log_begins_with_what_was_there_before_the_first_step(train, tmp_pat
     assert first["held_out_loss"][:6] == last["held_out_loss"][:6]
     corrupted, places, labels = run.exam
     counts = torch.bincount(torch.from_numpy(run.train_ids.astype("int64")), minlength=len(run.vocab)) + 1.0
-    counts[run.sep] = 1  # it is no word, and nobody asks for it
+    counts[run.sep_id] = 1  # it is no word, and nobody asks for it
     floor = -(counts / counts.sum()).log()[labels[labels != -100]].mean().item()
     assert run.unigram_loss == pytest.approx(floor, rel=1e-5), "of one that knows word frequencies only"
-    assert run.unigram[run.sep] == run.unigram.min(), "the bias at the start leaves [SEP] out as well"
-    hidden = corrupted.gather(1, places) == run.mask
+    assert run.unigram[run.sep_id] == run.unigram.min(), "the bias at the start leaves [SEP] out as well"
+    hidden = corrupted.gather(1, places) == run.mask_id
     assert torch.equal(hidden, labels != -100), "the exam hides every token it asks for, and no other"
 
 
@@ -348,7 +348,7 @@ def test_memory_keeps_the_entropy_of_every_blank_and_chooses_by_it(train, monkey
         seen = []
         for b, row in enumerate(rows(self)):
             for place, entropy in zip(places[b].tolist(), entropies[b].tolist(), strict=True):
-                if ids[b, place] == self.mask:
+                if ids[b, place] == self.mask_id:
                     table[row, place] = entropy
                     seen.append(entropy)
         mean = sum(seen) / len(seen)
@@ -439,8 +439,10 @@ def test_whole_words_are_masked_and_a_row_in_which_none_fits_masks_k_pieces(
     if length != (6,):
         for ids, selected in selections:
             continues = ids >= LETTERS.index("##a")
-            together = selected[:, 1:] == selected[:, :-1]
-            assert together[continues[:, 1:]].all(), "the pieces of a word are masked together, or none"
+            together = selected[:, 2:] == selected[:, 1:-1]  # what follows [CLS] begins a word, or its rest
+            assert together[continues[:, 2:]].all(), "the pieces of a word are masked together, or none"
+        first = torch.cat([selected[:, 1][ids[:, 1] >= LETTERS.index("##a")] for ids, selected in selections])
+        assert first.any(), "a row that begins inside a word can mask the rest of it"
     logged = float(log(tmp_path / "out")[-1]["masked_per_row"])
     assert logged == pytest.approx(counts[-32:].float().mean().item()), "the mean since the last evaluation"
 

@@ -246,8 +246,8 @@ BUGS = (
     Bug(
         "Blanks that are not hidden",
         "masking.py",
-        "entropy_at(model, places, blanked,",
-        "entropy_at(model, places, input_ids,",
+        "entropy_at(model, blanked, places,",
+        "entropy_at(model, input_ids, places,",
         "tests/course/test_exercise_5_entropy.py",
         "`--reading blank` and `--reading visible` give the same entropies, to the last digit, at every "
         "candidate.",

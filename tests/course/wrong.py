@@ -240,7 +240,7 @@ def blank(body: str) -> dict:
 WIDTH = "    if width is None:\n        width = max(1, int(candidates.sum(-1).max()))\n"
 HIDE = "    blanked = input_ids.masked_fill(candidates, mask_token_id)\n"
 ASK = "    places = as_places(candidates, width)\n"
-ASK += "    found = entropy_at(model, places, blanked, attention_mask=attention_mask, **inputs)\n"
+ASK += "    found = entropy_at(model, blanked, places, attention_mask=attention_mask, **inputs)\n"
 PUT = "    entropy = torch.zeros(input_ids.shape, device=input_ids.device).scatter(1, places, found)\n"
 PUT += "    return entropy.masked_fill(~candidates, 0)\n"
 NATS = "    p = logits.float().softmax(-1)\n"
@@ -319,7 +319,7 @@ ENTROPY = (
             + HIDE
             + "    for place in range(input_ids.shape[1]):\n"
             "        places = torch.full((len(input_ids), 1), place)\n"
-            "        found = entropy_at(model, places, blanked, attention_mask=attention_mask, **inputs)\n"
+            "        found = entropy_at(model, blanked, places, attention_mask=attention_mask, **inputs)\n"
             "        entropy[:, place] = found[:, 0]\n"
             "    return entropy.masked_fill(~candidates, 0)\n"
         ),
@@ -334,7 +334,7 @@ ENTROPY = (
             "        places = torch.full((len(input_ids), 1), place)\n"
             "        blanked = input_ids.clone()\n"
             "        blanked[:, place] = mask_token_id\n"
-            "        found = entropy_at(model, places, blanked, attention_mask=attention_mask, **inputs)\n"
+            "        found = entropy_at(model, blanked, places, attention_mask=attention_mask, **inputs)\n"
             "        entropy[:, place] = found[:, 0]\n"
             "    return entropy.masked_fill(~candidates, 0)\n"
         ),

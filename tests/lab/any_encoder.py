@@ -105,7 +105,7 @@ class Measurement:
         batch = mask_batch(self.model, batch, self.tokenizer, rule, RATIO)
         labels = batch.pop("labels")
         places = as_places(labels >= 0, mask_budget(labels.shape[1], RATIO))
-        logits = logits_at(self.model, places, **batch).flatten(0, 1)
+        logits = logits_at(self.model, places=places, **batch).flatten(0, 1)
         self.learn(F.cross_entropy(logits, labels.gather(1, places).flatten()))
 
     def fast_random(self):

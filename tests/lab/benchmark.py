@@ -343,7 +343,7 @@ def learn(o):
 def begin(o):
     """All that happens before the first step: an evaluation and a checkpoint, with the table of memory."""
     run = train.Pretraining(o)
-    run.report()
+    run.evaluate_and_save()
     return run
 
 

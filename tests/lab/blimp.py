@@ -59,7 +59,7 @@ def pseudo_log_likelihoods(model, tokenizer, sentences: list[str], device="cpu")
             parts = zip(rows.split(ROWS), places.split(ROWS), owners.split(ROWS), strict=True)
             for row, place, owner in parts:
                 hidden = row.scatter(1, place, mask)
-                logits = masking.logits_at(model, place.to(device), hidden.to(device))[:, 0]
+                logits = masking.logits_at(model, hidden.to(device), place.to(device))[:, 0]
                 log_p = logits.float().log_softmax(-1).cpu()
                 scores.index_add_(0, owner, log_p.gather(1, row.gather(1, place))[:, 0].double())
     return scores

@@ -58,7 +58,7 @@ def exam_entropies(folder) -> tuple[torch.Tensor, float]:
     exam = train.draw_exam(held_out_ids, o.seq_len, *special)
     ids, places, labels = exam
     loss, _ = train.examine(model, exam)
-    return masking.entropy_at(model, places, ids)[labels != masking.IGNORE], loss
+    return masking.entropy_at(model, ids, places)[labels != masking.IGNORE], loss
 
 
 def table(runs) -> str:

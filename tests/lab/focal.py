@@ -56,12 +56,12 @@ class FocalPretraining(train.Pretraining):
         if self.world > 1:
             raise ValueError("weights are 1 on average over a step: use one process")
 
-    def loss(self, ids, places, labels):
+    def loss(self, corrupted, places, labels):
         """As in train.py: the objective, what is logged, entropies. The logged loss is cross-entropy."""
         if self.o.gamma == 0:
-            return super().loss(ids, places, labels)
+            return super().loss(corrupted, places, labels)
         with self.autocast():
-            logits = masking.logits_at(self.model, places, ids)
+            logits = masking.logits_at(self.model, corrupted, places)
         loss, cross_entropy, correct, entropy = focal_loss(logits, labels, self.o.gamma)
         return loss, {"loss": cross_entropy.detach(), "accuracy": correct}, entropy
 

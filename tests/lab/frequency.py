@@ -137,7 +137,7 @@ class Imitating(Counting):
         """weights_for_rates on evenly spaced rows of the text."""
         o = self.o
         index = np.linspace(0, self.row_count - 1, min(self.row_count, ROWS)).astype(int)
-        ids = train.take_rows(self.train_ids, index, o.seq_len, self.cls, self.sep)
+        ids = train.take_rows(self.train_ids, index, o.seq_len, self.cls_id, self.sep_id)
         return weights_for_rates(ids, self.maskable(ids), o.mask_ratio, rates).to(self.device)
 
     def choose(self, ids, index, rng) -> torch.Tensor:

@@ -128,7 +128,7 @@ def prepare(lab, program, *options, kind=train.Pretraining):
         kind = distill.Distillation
     options = [lab.folder / "teacher" if option == "TEACHER" else option for option in options]
     o = parser.parse_args(list(map(str, [*lab.options, *options])))
-    train.check(o, parser, 1)
+    kind.check(o, parser, 1)
     with contextlib.redirect_stdout(io.StringIO()):
         return kind(o)
 

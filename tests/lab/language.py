@@ -196,7 +196,7 @@ class Experiment(FocalPretraining):
         self.language = language
         self.reducible = reducible
         held_out = language.rows(train.EXAM_ROWS).flatten()
-        self.exam = train.draw_exam(held_out, o.seq_len, self.cls, self.sep, self.mask)
+        self.exam = train.draw_exam(held_out, o.seq_len, self.cls_id, self.sep_id, self.mask_id)
         self.kind = language.kind_of_place()[self.exam[1]]  # of each token that the exam masks
 
     def entropies(self, ids, index, candidates) -> torch.Tensor:
@@ -206,7 +206,7 @@ class Experiment(FocalPretraining):
             entropy = (entropy - self.language.true_entropy(ids, candidates)).clamp_min(0)
         return entropy
 
-    def report(self, speed: float = 0.0):
+    def evaluate_and_save(self, speed: float = 0.0):
         """Held-out loss, nats per token, of all tokens and of each kind; a kind that is not there has NaN.
 
         Also accuracy and calibration (mean entropy less loss, nats) of all tokens and of the learnable ones,
@@ -215,7 +215,7 @@ class Experiment(FocalPretraining):
         parts = []
         with self.autocast(), masking.evaluating(self.model):
             for ids, places, labels in zip(*(part.split(64) for part in self.exam), strict=True):
-                log_p = masking.logits_at(self.model, places, ids).float().log_softmax(-1)
+                log_p = masking.logits_at(self.model, ids, places).float().log_softmax(-1)
                 loss = -log_p.gather(-1, labels[..., None])[..., 0]
                 entropy = torch.special.entr(log_p.exp()).sum(-1)
                 parts.append(torch.stack((loss, log_p.argmax(-1) == labels, entropy - loss)))
@@ -244,7 +244,7 @@ class Experiment(FocalPretraining):
     def easy_share(self) -> float:
         """The share of the exam's tokens that are easy to the model: see easy_tokens.py."""
         ids, places, _ = self.exam
-        return (masking.entropy_at(self.model, places, ids) < EASY).float().mean().item()
+        return (masking.entropy_at(self.model, ids, places) < EASY).float().mean().item()
 
 
 # ---- runs ----

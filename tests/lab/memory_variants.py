@@ -64,7 +64,7 @@ class Variant(train.Pretraining):
         """From memory, but --random-share of the masks are drawn from the positions that are left."""
         o = self.o
         eligible = self.maskable(ids)
-        settings = {"generator": rng, "word_start": ~self.continues[ids] if o.whole_word else None}
+        settings = {"generator": rng, "word_start": self.word_starts(ids)}
         entropy = self.memory.read(self.send(index))
         ratio = (1 - o.random_share) * o.mask_ratio
         first = masking.select_positions(
@@ -76,8 +76,8 @@ class Variant(train.Pretraining):
     def choose_by_blanks(self, ids, rng) -> torch.Tensor:
         """What train.py does with --reading blank."""
         o = self.o
-        words = ~self.continues[ids] if o.whole_word else None
-        read = partial(self.entropies_of, self.model, ids)
+        words = self.word_starts(ids)
+        read = partial(self.read_entropies, self.model, ids)
         settings = (o.mask_ratio, o.candidates, o.select_temperature, rng, words)
         return masking.choose_masks(read, self.maskable(ids), o.select, *settings)[0]
 

@@ -23,7 +23,7 @@
 #
 # Results belong together only where the text was cut in the same way. Those of the report in main, more, code,
 # language and border were made before [SEP] stood between documents: main, more and code with commit ef9cc23, to
-# add to them work there (git worktree add ../lab ef9cc23) with focal.py of today; border with commit f7945c7.
+# add to them work there (git worktree add ../lab ef9cc23) with focal.py of 088367d; border with commit f7945c7.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

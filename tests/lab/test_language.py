@@ -114,7 +114,7 @@ def test_the_loss_of_the_kinds_is_the_exam_s_loss_in_parts(small, tmp_path):
     tongue.write(tmp_path)
     small.noise = 4
     run = language.Experiment(language.options_of("random", 0, tmp_path, tongue, small), tongue, False)
-    run.report()
+    run.evaluate_and_save()
     expected, _ = train.examine(run.model, run.exam)
     counts = [(run.kind == number).sum().item() for number in range(len(KINDS))]
     weighted = sum(n * run.log[0][kind] for n, kind in zip(counts, KINDS, strict=True)) / sum(counts)
@@ -126,7 +126,7 @@ def test_accuracy_and_calibration_are_those_of_the_model_s_predictions(small, tm
     tongue = Language(seed=0, noise=0, keys=3)
     tongue.write(tmp_path)
     run = language.Experiment(language.options_of("random", 0, tmp_path, tongue, small), tongue, False)
-    run.report()
+    run.evaluate_and_save()
     ids, places, labels = run.exam
     with torch.no_grad():
         log_p = run.model.eval()(ids).double().log_softmax(-1)
@@ -158,7 +158,7 @@ def test_reducible_is_what_the_model_does_not_know_less_what_nobody_knows(small,
     small.noise = 4
     settings = language.options_of("sample, reducible", 0, tmp_path, tongue, small)
     run = language.Experiment(settings, tongue, reducible=True)
-    ids = train.take_rows(run.train_ids, np.arange(8), 68, run.cls, run.sep)
+    ids = train.take_rows(run.train_ids, np.arange(8), 68, run.cls_id, run.sep_id)
     hidden = torch.zeros(ids.shape, dtype=torch.bool)
     hidden[:, 1:34] = True
     constant = torch.full(ids.shape, 1.5)

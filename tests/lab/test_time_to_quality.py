@@ -123,7 +123,7 @@ def test_their_masks_are_fifteen_percent_of_all_but_the_ends_of_rows(begin, monk
     n = hidden.numel() * 126 / 128
     assert abs(hidden.sum() / n - 0.15) < 5 * (0.15 * 0.85 / n) ** 0.5
     k = hidden.sum()
-    assert abs((inputs == run.mask)[hidden].sum() / k - 0.8) < 5 * (0.8 * 0.2 / k) ** 0.5 + 0.01
+    assert abs((inputs == run.mask_id)[hidden].sum() / k - 0.8) < 5 * (0.8 * 0.2 / k) ** 0.5 + 0.01
     assert {tuple(batch["attention_mask"].unique().tolist()) for _, batch in seen} == {(1,)}
 
 

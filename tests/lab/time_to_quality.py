@@ -104,7 +104,7 @@ class Theirs(Ours):
     def update(self):
         """One step as users of transformers write it."""
         index = train.rows_of_step(self.o, self.step, self.row_count)
-        rows = train.take_rows(self.train_ids, index, self.o.seq_len, self.cls, self.sep)
+        rows = train.take_rows(self.train_ids, index, self.o.seq_len, self.cls_id, self.sep_id)
         batch = self.collate([{"input_ids": row, "special_tokens_mask": self.never} for row in rows.tolist()])
         batch = {name: self.send(tensor) for name, tensor in batch.items()}
 
