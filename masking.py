@@ -441,7 +441,9 @@ def vocabulary_of(tokenizer):
 
     Raises ValueError for another tokenizer, and where no mask token is among the special ones.
     """
+    names = '["[PAD]", "[CLS]", "[SEP]", "[MASK]"]'
     if hasattr(tokenizer, "all_special_ids"):
+        names = '{"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}'
         mask_token_id, size, special = tokenizer.mask_token_id, len(tokenizer), tokenizer.all_special_ids
     elif not hasattr(tokenizer, "get_added_tokens_decoder"):
         kind = type(tokenizer).__name__
@@ -453,7 +455,7 @@ def vocabulary_of(tokenizer):
         size, special = tokenizer.get_vocab_size(), list(named.values())
     if mask_token_id is None:
         what = "the tokenizer has no mask token, or does not say which tokens are special"
-        raise ValueError(f'{what}: tokenizer.add_special_tokens(["[PAD]", "[CLS]", "[SEP]", "[MASK]"])')
+        raise ValueError(f"{what}: tokenizer.add_special_tokens({names})")
     return mask_token_id, size, special
 
 

@@ -210,6 +210,9 @@ class Pretrained(nn.Module):
         for name, parameter in model.named_parameters():  # what is tied counts once
             tensor = weights.pop("bert." + name if cls is BertModel else name, torch.empty(0))
             if "vocab_size" in changes and name.endswith(("word_embeddings.weight", "predictions.bias")):
+                if 0 < len(tensor) < changes["vocab_size"]:
+                    sizes = f"{len(tensor)} rows of embeddings, the tokenizer {changes['vocab_size']} entries"
+                    raise ValueError(f"{folder}: the model has {sizes}: one vocabulary for both")
                 tensor = tensor[: changes["vocab_size"]]
             if tensor.shape == parameter.shape:
                 parameter.data.copy_(tensor)

@@ -204,10 +204,17 @@ def check(o, parser, world: int):
 
 
 def refuse_longer_rows(folder, seq_len: int):
-    """Raise ValueError where the model of a folder cannot read rows of seq_len tokens, or is no BERT."""
-    longest = BertConfig.from_folder(folder).max_position_embeddings
+    """Raise ValueError where the model of a folder cannot read rows of seq_len tokens, or is no BERT.
+
+    Where it can but never did, that is said.
+    """
+    config = BertConfig.from_folder(folder)
+    longest = config.max_position_embeddings
     if longest < seq_len:
         raise ValueError(f"{folder} reads rows of at most {longest} tokens: choose a shorter --seq-len")
+    known = config.trained_length
+    if known and known < seq_len:
+        print(f"note    {folder} has read rows of {known} tokens: places beyond are untrained")
 
 
 # ---- text ----
@@ -439,7 +446,7 @@ def prepare_text(o):
         tokenizer = load_tokenizer(o.from_ or o.vocab, lowercase=False if o.cased else None)
     name = hashlib.sha256((tokenizer.to_str() if tokenizer else f"learn {o.vocab_size} {o.cased}").encode())
     for path in paths:
-        if not Path(path).is_file():
+        if Path(path).exists() and not Path(path).is_file():
             raise ValueError(f"{path} is no file: name the files of a folder, write a pipe's text to a file")
         with open(path, "rb") as file:
             while block := file.read(2**20):
@@ -772,8 +779,8 @@ class Pretraining:
         """Rows to train on, the vocabulary, how often each word occurs, and the held-out exam."""
         o = self.o
         wanted = o
-        if self.continued() and not Path(o.from_ or o.vocab).exists():
-            # The folder is gone, and the run's own has the same vocabulary.
+        if self.continued() and (o.from_ or not Path(o.vocab).exists()):
+            # The folder is gone, or may hold another model now; the run's own has the same vocabulary.
             wanted = argparse.Namespace(**vars(o) | {"from_": "", "vocab": o.out, "cased": False})
         if self.world > 1:
             if self.rank == 0:
@@ -814,7 +821,10 @@ class Pretraining:
     def read_model(self, folder, **changes) -> BertForMaskedLM:
         """The model of a folder. Raises ValueError if its tokenizer is another."""
         if load_tokenizer(folder).to_str() != self.tokenizer.to_str():
-            raise ValueError(f"{folder} splits text into other pieces than this run; try --vocab {folder}")
+            remedy = f"try --vocab {folder}"
+            if self.o.from_:  # it brings the vocabulary
+                remedy = f"choose another --teacher, or --from {folder}"
+            raise ValueError(f"{folder} splits text into other pieces than this run; {remedy}")
         return BertForMaskedLM.from_pretrained(folder, vocab_size=len(self.vocab), **changes)
 
     def make_model(self) -> BertForMaskedLM:
@@ -824,9 +834,7 @@ class Pretraining:
         if o.from_:
             model = self.read_model(o.out if self.continued() else o.from_, **changes)
             known = model.config.trained_length  # of the longest rows so far; None: nobody knows
-            if known and known < o.seq_len:
-                model.config.trained_length = o.seq_len
-                print(f"note    {o.from_} has read rows of {known} tokens: places beyond are untrained")
+            model.config.trained_length = known and max(known, o.seq_len)
             return model
         changes |= {"vocab_size": len(self.vocab), "max_position_embeddings": max(512, o.seq_len)}
         changes["trained_length"] = o.seq_len
@@ -1080,7 +1088,8 @@ class Pretraining:
         for name, key in self.content.items():
             if state.get(name) != key:
                 remedy = "put it back or, if this program was updated, start anew --from it"
-                raise ValueError(f"{self.o.out} began with another {name}: {remedy}")
+                what = "text or vocabulary" if name == "text" else name
+                raise ValueError(f"{self.o.out} began with another {what}: {remedy}")
         for name in ("step", "seconds", "log"):
             setattr(self, name, state[name])
         self.model.load_state_dict(state["weights"])
@@ -1174,12 +1183,12 @@ def conclude(run: Pretraining):
 def read_checkpoint(out: Path) -> dict:
     """The checkpoint of a folder. Raises ValueError where there is none, or it cannot be read."""
     path = out / "checkpoint.pt"
+    left = f"a new run can start from the model beside it, if there is one: --from {out} --out ANOTHER"
     if not path.exists():
-        raise ValueError(f"{out} holds no checkpoint to resume from; start without --resume")
+        raise ValueError(f"{out} holds no checkpoint to resume from: start without --resume; {left}")
     try:
         return read_torch(path)
     except Exception as error:  # torch.load raises many kinds
-        left = f"a new run can start from the model beside it, if there is one: --from {out} --out ANOTHER"
         raise ValueError(f"{path} cannot be read ({type(error).__name__}); {left}") from None
 
 

@@ -454,6 +454,23 @@ def test_bad_input_gets_one_clear_sentence(case, distil, teacher, tmp_path, monk
     assert "\n" not in stop.value.code.strip(), "one sentence"
 
 
+def test_a_vocabulary_that_only_from_can_change_is_not_blamed_on_vocab(distil, train, tmp_path):
+    train("--cased", "--steps", 1, out="mine", small=NO_VOCAB)
+    with pytest.raises(SystemExit, match="splits text into other pieces.*another --teacher") as stop:
+        distil("--from", tmp_path / "mine")
+    assert "--vocab" not in stop.value.code, "it has no effect beside --from"
+
+
+@pytest.mark.parametrize("known, said", [(16, True), (32, False), (None, False)])
+def test_rows_longer_than_the_teachers_are_said(distil, teacher, tmp_path, capsys, known, said):
+    shutil.copytree(teacher, tmp_path / "short")
+    change_config(tmp_path / "short", trained_length=known)
+    distil("--teacher", tmp_path / "short", "--masking", "random", "--seq-len", 32, *FEW)
+    assert (
+        "short has read rows of 16 tokens: places beyond are untrained" in capsys.readouterr().out
+    ) == said
+
+
 def test_a_teacher_that_answers_nan_is_refused(distil, teacher, tmp_path, corpus, cache):
     broken = BertForMaskedLM.from_pretrained(teacher)
     broken.cls["predictions"].bias.data[7] = float("inf")  # inf - inf is NaN

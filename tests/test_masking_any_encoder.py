@@ -530,8 +530,15 @@ def test_a_model_without_logits_is_named():
 
 def test_a_tokenizer_without_a_mask_token_is_refused(tmp_path):
     batch = batch_of_rows([14, 9])
-    with pytest.raises(ValueError, match="tokenizer has no mask token"):
-        mask_batch(build("Roberta"), batch, word_tokenizer(WORDS, mask_token=None))
+    unnamed = hf.PreTrainedTokenizerFast(tokenizer_object=word_tokenizer(WORDS).backend_tokenizer)
+    for tokenizer in (word_tokenizer(WORDS, mask_token=None), unnamed):
+        with pytest.raises(ValueError, match="tokenizer has no mask token") as refusal:
+            mask_batch(build("Roberta"), batch, tokenizer)
+        remedy = str(refusal.value).partition(": ")[2]
+        eval(remedy, {"tokenizer": tokenizer})
+        assert len(tokenizer) == VOCAB, "the names are given to pieces that are there"
+        labels = mask_batch(build("Roberta"), batch, tokenizer)["labels"]
+        assert not set(labels.unique().tolist()) & {PAD, CLS, SEP, MASK}, "special tokens are never hidden"
 
 
 @pytest.mark.parametrize(

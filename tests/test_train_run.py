@@ -146,6 +146,9 @@ def test_a_damaged_checkpoint_is_named_with_the_model_that_is_left(train, tmp_pa
             train("--resume", out="broken")
         assert f"{damaged} cannot be read" in stop.value.code
         assert f"--from {tmp_path / 'broken'} " in stop.value.code, "what is left, and how to go on with it"
+    damaged.unlink()  # large, so not copied with the rest
+    with pytest.raises(SystemExit, match=f"no checkpoint to resume from.*--from {tmp_path / 'broken'} "):
+        train("--resume", out="broken")
     more = train("--from", tmp_path / "broken", out="more", small=NO_VOCAB)
     assert more.log[0]["held_out_loss"] == pytest.approx(run.log[-1]["held_out_loss"], rel=1e-6)
 
@@ -160,12 +163,13 @@ def test_other_options_or_another_text_are_refused_on_resume(train, tmp_path, co
     with pytest.raises(SystemExit, match="out began with another .*lr"):
         train("--resume", "--lr", 0.5)
     text.write_text(corpus.read_text() + "barn cost dump .\n")
-    with pytest.raises(SystemExit, match="out began with another text"):
+    with pytest.raises(SystemExit, match="out began with another text or vocabulary"):
         train("--resume")
     text.write_text(corpus.read_text())
     monkeypatch.setattr(program, "TEXT_RULES", "another")
     with pytest.raises(
-        SystemExit, match="out began with another text: .* if this program was updated, start anew"
+        SystemExit,
+        match="out began with another text or vocabulary: .* if this program was updated, start anew",
     ):
         train("--resume")
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "out").items())
@@ -202,6 +206,18 @@ def test_a_resumed_run_keeps_its_heads_whatever_lies_at_from_now(train, tmp_path
         train(*options, out="broken", small=NO_VOCAB)
     config = tmp_path / "given" / "config.json"
     config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    train("--resume", out="broken")
+    assert same(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_resumed_run_keeps_its_vocabulary_whatever_lies_at_from_now(train, tmp_path, teacher):
+    shutil.copytree(teacher, tmp_path / "given")
+    options = ("--from", tmp_path / "given", "--masking", "random")
+    train(*options, out="whole", small=NO_VOCAB)
+    with killed_in_step(7):
+        train(*options, out="broken", small=NO_VOCAB)
+    shutil.rmtree(tmp_path / "given")
+    train("--cased", "--steps", 1, out="given", small=NO_VOCAB)
     train("--resume", out="broken")
     assert same(tmp_path / "whole", tmp_path / "broken")
 
@@ -660,7 +676,7 @@ def test_running_out_of_memory_is_one_sentence_with_the_remedy_and_a_bug_stays_a
 
 
 BAD = {
-    "missing corpus": (["--corpus", "nowhere.txt"], "nowhere.txt"),
+    "missing corpus": (["--corpus", "nowhere.txt"], "nowhere.txt: No such file or directory$"),
     "a folder as corpus": (["--corpus", "."], r"\. is no file: name the files of a folder"),
     "empty corpus": (["--corpus", "empty.txt"], "empty.txt: 0 tokens .*too few"),
     "vocabulary without [MASK]": (["--vocab", "words.txt"], r"words.txt lacks .*\[MASK\]"),
