@@ -6,7 +6,7 @@
 #
 # Each pair gets an environment in a temporary folder (6 GB with CUDA's libraries), in which the three programs and
 # the tests run; then it is removed. Prints the rows of the table in tests/README.md and the tests that failed. The
-# tests that compare with other libraries are skipped. It takes an hour on two cores.
+# tests that compare with other libraries are skipped. It takes 40 minutes on two cores.
 set -u
 project=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
