@@ -108,6 +108,7 @@ class Workers:
         finally:
             self.free.put(worker if reply else self.start())
         if not reply:
+            end(worker)
             return "the process that starts submissions died with it"
         code = json.loads(reply)
         if code is None or code in (-signal.SIGXCPU, -signal.SIGKILL):
@@ -117,11 +118,15 @@ class Workers:
     def close(self):
         """End the processes, none of which has a job any more."""
         for _ in range(self.count):
-            worker = self.free.get()
-            with suppress(OSError):
-                worker.stdin.close()
-            worker.wait()
+            end(self.free.get())
         self.tools.cleanup()
+
+
+def end(worker: subprocess.Popen):
+    """Close the pipe to a process, which may be dead, and wait for its end."""
+    with suppress(OSError):
+        worker.stdin.close()
+    worker.wait()
 
 
 def observe(workers, e, functions: dict, seeds, seconds=SECONDS) -> tuple[list, str]:
