@@ -42,7 +42,7 @@ def check(o, parser, world: int):
     train.check(o, parser, world)
     if not o.teacher:
         raise ValueError("distillation needs --teacher FOLDER")
-    train.refuse_longer_rows(o.teacher, o.seq_len)
+    train.check_row_length(o.teacher, o.seq_len)
     train.refuse_out_of_bounds(o, {"kd_alpha": (0, 1), "kd_temperature": (1e-6, math.inf)})
     needs = {
         "kd_temperature": (o.kd_alpha > 0, "--kd-alpha above 0"),

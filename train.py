@@ -196,14 +196,14 @@ def check(o, parser, world: int):
         counts = f"{pool} candidates for {masks} masks in rows of {body} tokens"
         raise ValueError(f"{counts} leave no choice, or nothing to read: other --candidates are needed")
     if o.from_ and not o.resume:
-        refuse_longer_rows(o.from_, o.seq_len)
+        check_row_length(o.from_, o.seq_len)
     if o.lr == 0 and o.from_:
         o.lr = 5e-5  # a higher rate would undo what was learned
     elif o.lr == 0:
         o.lr = 1e-3 if o.size in ("tiny", "mini") else 5e-4
 
 
-def refuse_longer_rows(folder, seq_len: int):
+def check_row_length(folder, seq_len: int):
     """Raise ValueError where the model of a folder cannot read rows of seq_len tokens, or is no BERT.
 
     Where it can but never did, that is said.
@@ -213,7 +213,7 @@ def refuse_longer_rows(folder, seq_len: int):
     if longest < seq_len:
         raise ValueError(f"{folder} reads rows of at most {longest} tokens: choose a shorter --seq-len")
     known = config.trained_length
-    if known and known < seq_len:
+    if known and known < seq_len and os.environ.get("RANK", "0") == "0":  # one of several processes says it
         print(f"note    {folder} has read rows of {known} tokens: places beyond are untrained")
 
 
