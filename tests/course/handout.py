@@ -179,8 +179,8 @@ def submission_checker() -> str:
 
 def write(folder: Path, changed: dict):
     """Copy the project into an empty folder, with {file: text} in place of what those files hold."""
-    files = [PROJECT / name for name in ("requirements.txt", ".gitignore", ".ruff.toml")]
-    files += [*PROJECT.glob("*.py"), *PROJECT.glob("tests/*.py"), *PROJECT.glob("tests/course/*.py")]
+    files = [PROJECT / name for name in ("requirements.txt", ".gitignore", ".ruff.toml", *PROGRAMS)]
+    files += [*PROJECT.glob("tests/*.py"), *PROJECT.glob("tests/course/*.py")]
     # The lab's programs answer questions when they are run; its pages and results would before.
     files += [path for path in PROJECT.glob("tests/lab/*.py") if not path.name.startswith("test_")]
     for path in files:

@@ -184,6 +184,17 @@ def test_a_handout_has_what_students_need_and_no_answers(copy):
     assert not list(copy.glob("tests/lab/**/*.csv")), "results of the lab answer question 6"
 
 
+def test_a_teachers_own_files_beside_the_programs_are_not_handed_out(tmp_path, monkeypatch):
+    own = tmp_path / "project"
+    own.mkdir()
+    for name in ("requirements.txt", ".gitignore", ".ruff.toml", *handout.PROGRAMS, "solutions.py"):
+        (own / name).write_text("")
+    monkeypatch.setattr(handout, "PROJECT", own)
+    handout.write(tmp_path / "copy", {})
+    given = {path.name for path in (tmp_path / "copy").rglob("*.py")}
+    assert given == set(handout.PROGRAMS), "the five programs, and nothing else that lies in the folder"
+
+
 def test_the_sheet_follows_the_selection(tmp_path):
     handout.main(["--only", "1-2,9", "--student", "s123", "--out", str(tmp_path / "some")])
     sheet = (tmp_path / "some/README.md").read_text(encoding="utf-8")
