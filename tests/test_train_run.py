@@ -167,12 +167,19 @@ def test_other_options_or_another_text_are_refused_on_resume(train, tmp_path, co
         train("--resume")
     text.write_text(corpus.read_text())
     monkeypatch.setattr(program, "TEXT_RULES", "another")
-    with pytest.raises(
-        SystemExit,
-        match="out began with another text or vocabulary: .* if this program was updated, start anew",
-    ):
+    with pytest.raises(SystemExit, match="out was made with older rules for text: start anew --from it"):
         train("--resume")
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "out").items())
+
+
+def test_a_run_from_before_the_rules_for_text_had_a_name_says_that_these_are_older(train, tmp_path):
+    train()
+    path = tmp_path / "out" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    state["text"] = "0123456789abcdef"
+    torch.save(state, path)
+    with pytest.raises(SystemExit, match="out was made with older rules for text"):
+        train("--resume")
 
 
 def test_a_run_moved_to_another_folder_continues_there(train, tmp_path):
@@ -198,26 +205,19 @@ def test_a_resumed_run_needs_neither_the_folder_of_from_nor_of_vocab(train, tmp_
         assert same(tmp_path / f"whole{name}", tmp_path / f"broken{name}")
 
 
-def test_a_resumed_run_keeps_its_heads_whatever_lies_at_from_now(train, tmp_path, teacher):
+@pytest.mark.parametrize("other", ["heads", "vocabulary"])
+def test_a_resumed_run_keeps_its_model_whatever_lies_at_from_now(train, tmp_path, teacher, other):
     shutil.copytree(teacher, tmp_path / "given")
     options = ("--from", tmp_path / "given", "--masking", "random")
     train(*options, out="whole", small=NO_VOCAB)
     with killed_in_step(7):
         train(*options, out="broken", small=NO_VOCAB)
-    config = tmp_path / "given" / "config.json"
-    config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
-    train("--resume", out="broken")
-    assert same(tmp_path / "whole", tmp_path / "broken")
-
-
-def test_a_resumed_run_keeps_its_vocabulary_whatever_lies_at_from_now(train, tmp_path, teacher):
-    shutil.copytree(teacher, tmp_path / "given")
-    options = ("--from", tmp_path / "given", "--masking", "random")
-    train(*options, out="whole", small=NO_VOCAB)
-    with killed_in_step(7):
-        train(*options, out="broken", small=NO_VOCAB)
-    shutil.rmtree(tmp_path / "given")
-    train("--cased", "--steps", 1, out="given", small=NO_VOCAB)
+    if other == "heads":
+        config = tmp_path / "given" / "config.json"
+        config.write_text(config.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    else:
+        shutil.rmtree(tmp_path / "given")
+        train("--cased", "--steps", 1, out="given", small=NO_VOCAB)
     train("--resume", out="broken")
     assert same(tmp_path / "whole", tmp_path / "broken")
 
