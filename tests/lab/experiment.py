@@ -322,19 +322,26 @@ def frequency_table() -> str:
     return pretraining_table(known) if "frequency" in losses(ARMS) else ""
 
 
-def more_table() -> str:
-    """The arms in more-arms, with the random masks of the nine arms, which saw the same text."""
-    if not (FILES / "more-arms").exists():
-        return ""
+def more_arms() -> dict:
+    """{arm: rows} of the arms in more-arms, and of the random masks of the nine arms: the same text."""
     arms = {}
     for folder, known in (("nine-arms", ("random",)), ("more-arms", MORE)):
-        rows = read(f"{folder}/runs")
-        arms |= by_arm(rows, known)
-    if list(arms) == ["random"]:
+        arms |= by_arm(read(f"{folder}/runs"), known)
+    return arms
+
+
+def more_losses() -> dict:
+    """{arm: {seed: held-out loss}} of `more_arms`."""
+    return {arm: by_seed(rows, "held_out_loss") for arm, rows in more_arms().items()}
+
+
+def more_table() -> str:
+    """The arms in more-arms, against random masks."""
+    if not (FILES / "more-arms").exists():
         return ""
-    loss = {arm: by_seed(rows, "held_out_loss") for arm, rows in arms.items()}
+    loss = more_losses()
     table = [["masks", "seeds", "held-out loss", *HEAD, "accuracy", "MFLOP per token"]]
-    for arm, rows in arms.items():
+    for arm, rows in more_arms().items():
         cells = [
             ARMS[arm],
             str(len(rows)),
@@ -343,7 +350,7 @@ def more_table() -> str:
         ]
         cells.append(spread(list(by_seed(rows, "held_out_accuracy").values()), 3))
         table.append([*cells, f"{np.mean([float(row['mflop_a_token']) for row in rows]):.1f}"])
-    return markdown(table)
+    return markdown(table) if len(table) > 2 else ""
 
 
 def seed_table(what: str) -> str:
@@ -354,12 +361,14 @@ def seed_table(what: str) -> str:
         return paired_table(blimp_scores(), "random", ARMS, 1, "BLiMP, against random")
     if what == "GLUE":
         return paired_table(glue_averages(task_scores()), "random", ARMS, 1, "GLUE, against random")
+    if what == "more":
+        return paired_table(more_losses(), "random", ARMS, 3, "held-out loss, against random")
     if what == "code":
         return paired_table(code_losses(), "code-random", CODE, 3, "Python source, against random")
     return paired_table(losses(FEW), what, FEW, 3, f"little text, against {what.removeprefix('few-')}")
 
 
-SEED_TABLES = ("loss", "BLiMP", "GLUE", "code", "few-random", "few-memory")
+SEED_TABLES = ("loss", "BLiMP", "GLUE", "more", "code", "few-random", "few-memory")
 
 
 def blimp_scores() -> dict:

@@ -26,7 +26,7 @@ import experiment
 import language
 import numpy as np
 from chart import line_chart
-from compare import welch, welch_interval
+from compare import paired, welch, welch_interval
 
 from glue_eval import markdown
 
@@ -66,18 +66,25 @@ def steps_needed(rows: list, price: float = 1.0) -> dict:
     return steps
 
 
-def saved(arms: dict, arm: str, base: str, equal: str):
-    """Steps that an arm saves, in percent of those that the base needs: (mean, low, high, p), or None.
-
-    arms: {arm: rows}; equal: "steps" or "operations". The interval is Welch's, in percent of the base's mean.
-    """
+def compared_steps(arms: dict, arm: str, base: str, equal: str) -> tuple:
+    """({seed: steps} of an arm, those of the base), at equal "steps" or "operations"; or None."""
     if min(len(arms.get(arm, [])), len(arms.get(base, []))) < 2:
         return None
     price = 1.0
     if equal == "operations":
         price = language.price_of(arms[arm][0], arms[language.RANDOM][0])
-    needed = list(steps_needed(arms[arm], price).values())
-    plain = list(steps_needed(arms[base]).values())
+    return steps_needed(arms[arm], price), steps_needed(arms[base])
+
+
+def saved(arms: dict, arm: str, base: str, equal: str):
+    """Steps that an arm saves, in percent of those that the base needs: (mean, low, high, p), or None.
+
+    arms: {arm: rows}; equal: "steps" or "operations". The interval is Welch's, in percent of the base's mean.
+    """
+    both = compared_steps(arms, arm, base, equal)
+    if both is None:
+        return None
+    needed, plain = (list(steps.values()) for steps in both)
     test = welch(needed, plain)
     if test is None:
         return None
@@ -159,6 +166,27 @@ def calibration_table() -> str:
         start = [str(easy - noise), str(noise)]
         for cells in language.calibration_lines(sum(arms.values(), [])):
             lines.append([*start, *cells])
+            start = ["", ""]
+    return markdown(lines)
+
+
+def border_seed_table() -> str:
+    """The comparisons at equal operations once more, seed by seed."""
+    lines = [["easy words", "noise", "masks", "seeds", "steps, seed by seed", "p (paired)", "p (Welch)"]]
+    for (easy, noise), arms in points().items():
+        start = [str(easy - noise), str(noise)]
+        for arm, base in COMPARED.items():
+            both = compared_steps(arms, arm, base, "operations")
+            if both is None:
+                continue
+            needed, plain = both
+            seeds = [seed for seed in needed if seed in plain]
+            gaps = [needed[seed] - plain[seed] for seed in seeds]
+            by_pairs = paired([plain[seed] for seed in seeds], [needed[seed] for seed in seeds])
+            by_welch = welch(list(plain.values()), list(needed.values()))
+            spread = f"{np.mean(gaps):+.0f} ({np.std(gaps, ddof=1):.0f})"
+            p_values = [experiment.p_text(by_pairs), experiment.p_text(by_welch)]
+            lines.append([*start, arm, str(len(seeds)), spread, *p_values])
             start = ["", ""]
     return markdown(lines)
 
@@ -277,9 +305,15 @@ def of_language(path: str, noise: int, function, *arguments) -> str:
     return function([row for row in read(path) if row["noise"] == str(noise)], *arguments)
 
 
-TABLES = {"overview": overview_table, "border": border_table, "calibration": calibration_table}
+TABLES = {
+    "overview": overview_table,
+    "border": border_table,
+    "border, seed by seed": border_seed_table,
+    "calibration": calibration_table,
+}
 for series, kinds in {
     "nine-arms": ("pretraining", "distillation", "blimp", "glue", "curve"),
+    "more-arms": ("curve",),
     ".": ("frequency", "more", "code", "memory", "clock"),
 }.items():
     for kind in kinds:
@@ -287,7 +321,7 @@ for series, kinds in {
         TABLES[name] = partial(of_series, series, getattr(experiment, f"{kind}_table"))
 for series, whats in {
     "nine-arms": ("loss", "BLiMP", "GLUE"),
-    ".": ("code", "few-random", "few-memory"),
+    ".": ("more", "code", "few-random", "few-memory"),
 }.items():
     for what in whats:
         TABLES[f"{what}, seed by seed"] = partial(of_series, series, experiment.seed_table, what)
@@ -313,9 +347,8 @@ def filled(page: str) -> str:
             table = EMPTY
         return f"<!-- table: {match[1]} -->\n\n{table.strip()}\n\n"
 
-    below = (
-        rf"<!-- table: (.+) -->\n\n((?:\|.*\n)+|{re.escape(EMPTY)}\n)?\n*"  # with the empty lines that follow
-    )
+    # A name, its table, and the empty lines that follow. A page may end with a name that has no table yet.
+    below = rf"<!-- table: (.+) -->\n+((?:\|.*\n)+|{re.escape(EMPTY)}\n)?\n*"
     return re.sub(below, fill, page).rstrip("\n") + "\n"
 
 

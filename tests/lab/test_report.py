@@ -140,5 +140,8 @@ def test_a_table_is_written_below_its_name_and_nothing_else_changes(monkeypatch)
         f"<!-- table: b -->\n\n{report.EMPTY}\n\nThree.\n"
     )
     assert report.filled(made) == made
+    at_the_end = report.filled("Four.\n\n<!-- table: a -->\n")
+    assert at_the_end == "Four.\n\n<!-- table: a -->\n\n| x |\n| - |\n| 1 |\n"
+    assert report.filled(at_the_end) == at_the_end
     with pytest.raises(KeyError):
         report.filled("<!-- table: c -->\n\n")
