@@ -249,6 +249,9 @@ def language_cells(point: tuple) -> list:
     arms = points().get(point, {})
     cells = []
     for arm, _ in COLUMNS.values():
+        if 0 < len(arms.get(arm, [])) < len(arms[language.RANDOM]):
+            cells.append("not complete")
+            continue
         value = saved(arms, arm, COMPARED[arm], "operations") if arm else None
         cells.append(f"{percent(value)} {verdict_mark(value[1], value[2], True)}" if value else "not run")
     return cells

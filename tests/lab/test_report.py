@@ -109,6 +109,17 @@ def test_steps_saved_in_percent_at_equal_steps_and_operations(results):
     assert report.saved({"random": rows[:1]}, "random", "random", "steps") is None, "one run has no interval"
 
 
+def test_the_first_page_has_no_mean_of_an_arm_that_is_not_complete(results):
+    rows = [run("random", seed, below) for seed, below in enumerate((800, 820, 840))]
+    rows += [run("sample, memory", seed, below) for seed, below in enumerate((600, 620, 640))]
+    rows += [run("focal, 1", seed, below) for seed, below in enumerate((700, 720))]
+    results(rows)
+    high, sample, memory, teacher, distillation, focal = report.language_cells((8, 0))
+    assert [high, sample, teacher, distillation] == 4 * ["not run"]
+    assert memory.startswith("+24% (") and memory.endswith(report.BETTER), "820 random steps, 620 of memory"
+    assert focal == "not complete", "two seeds of three"
+
+
 def test_marks_say_better_worse_or_nothing():
     assert report.verdict_mark(1, 3, higher_is_better=True) == report.BETTER
     assert report.verdict_mark(-3, -1, higher_is_better=True) == report.WORSE
