@@ -279,19 +279,25 @@ def versus(values: dict, base: str, arm: str, digits: int, words=LOWER_IS_BETTER
     return against(values[base], values[arm], digits, words)
 
 
+def pair_cells(base: dict, arm: dict, digits: int) -> list:
+    """Of two {seed: value}: how many pairs, mean difference (deviation), both p. Without two pairs []."""
+    shared = [seed for seed in arm if seed in base]
+    gaps = [arm[seed] - base[seed] for seed in shared]
+    if len(gaps) < 2 or not np.isfinite(gaps).all():
+        return []
+    by_pairs = paired([base[seed] for seed in shared], [arm[seed] for seed in shared])
+    by_welch = welch(list(base.values()), list(arm.values()))
+    mean = f"{np.mean(gaps):+.{digits}f} ({np.std(gaps, ddof=1):.{digits}f})"
+    return [str(len(gaps)), mean, p_text(by_pairs), p_text(by_welch)]
+
+
 def paired_table(values: dict, base: str, titles: dict, digits: int, what: str) -> str:
     """{arm: {seed: value}} against the arm `base`, seed by seed. For the end of a page."""
     table = [[what, "seeds", "difference seed by seed", "p (paired)", "p (Welch)"]]
     order = [arm for arm in titles if arm in values] + [arm for arm in values if arm not in titles]
     for arm in [arm for arm in order if arm != base and base in values]:
-        shared = [seed for seed in values[arm] if seed in values[base]]
-        gaps = [values[arm][seed] - values[base][seed] for seed in shared]
-        if len(gaps) < 2 or not np.isfinite(gaps).all():
-            continue
-        by_pairs = paired([values[base][seed] for seed in shared], [values[arm][seed] for seed in shared])
-        by_welch = welch(list(values[base].values()), list(values[arm].values()))
-        mean = f"{np.mean(gaps):+.{digits}f} ({np.std(gaps, ddof=1):.{digits}f})"
-        table.append([titles.get(arm, arm), str(len(gaps)), mean, p_text(by_pairs), p_text(by_welch)])
+        if cells := pair_cells(values[base], values[arm], digits):
+            table.append([titles.get(arm, arm), *cells])
     return markdown(table)
 
 

@@ -26,7 +26,7 @@ import experiment
 import language
 import numpy as np
 from chart import line_chart
-from compare import paired, welch, welch_interval
+from compare import welch, welch_interval
 
 from glue_eval import markdown
 
@@ -66,7 +66,7 @@ def steps_needed(rows: list, price: float = 1.0) -> dict:
     return steps
 
 
-def compared_steps(arms: dict, arm: str, base: str, equal: str) -> tuple:
+def compared_steps(arms: dict, arm: str, base: str, equal: str) -> tuple | None:
     """({seed: steps} of an arm, those of the base), at equal "steps" or "operations"; or None."""
     if min(len(arms.get(arm, [])), len(arms.get(base, []))) < 2:
         return None
@@ -180,13 +180,7 @@ def border_seed_table() -> str:
             if both is None:
                 continue
             needed, plain = both
-            seeds = [seed for seed in needed if seed in plain]
-            gaps = [needed[seed] - plain[seed] for seed in seeds]
-            by_pairs = paired([plain[seed] for seed in seeds], [needed[seed] for seed in seeds])
-            by_welch = welch(list(plain.values()), list(needed.values()))
-            spread = f"{np.mean(gaps):+.0f} ({np.std(gaps, ddof=1):.0f})"
-            p_values = [experiment.p_text(by_pairs), experiment.p_text(by_welch)]
-            lines.append([*start, arm, str(len(seeds)), spread, *p_values])
+            lines.append([*start, arm, *experiment.pair_cells(plain, needed, 0)])
             start = ["", ""]
     return markdown(lines)
 

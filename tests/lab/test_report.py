@@ -120,6 +120,15 @@ def test_the_first_page_has_no_mean_of_an_arm_that_is_not_complete(results):
     assert focal == "not complete", "two seeds of three"
 
 
+def test_the_border_seed_by_seed(results):
+    rows = [run("random", seed, below) for seed, below in enumerate((800, 900))]
+    rows += [run("sample, memory", seed, below) for seed, below in enumerate((600, 800))]
+    results(rows)
+    cells = [cell.strip() for cell in report.border_seed_table().splitlines()[-1].split("|")[1:-1]]
+    # Differences -200 and -100; paired t = -3 with 1 degree of freedom, Welch's t = -1.342 with 1.471.
+    assert cells == ["8", "0", "sample, memory", "2", "-150 (71)", "0.205", "0.350"], "the p of scipy.stats"
+
+
 def test_marks_say_better_worse_or_nothing():
     assert report.verdict_mark(1, 3, higher_is_better=True) == report.BETTER
     assert report.verdict_mark(-3, -1, higher_is_better=True) == report.WORSE
