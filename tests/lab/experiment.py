@@ -55,6 +55,7 @@ MORE = (
     "blank-sample-40",
     "focal-1",
     "focal-2",
+    "kd-random",
     "kd-self",
 )
 CODE = {  # Python source
@@ -328,11 +329,16 @@ def frequency_table() -> str:
     return pretraining_table(known) if "frequency" in losses(ARMS) else ""
 
 
-def more_arms() -> dict:
-    """{arm: rows} of the arms in more-arms, and of the random masks of the nine arms: the same text."""
+def more_arms(kind="runs") -> dict:
+    """{arm: rows} of the finished runs in more-arms, and of the random masks of the nine arms: the same text.
+
+    kind: "runs" or "curves". Distillation with random masks is that of more-arms, with the teacher of `kd-self`.
+    """
     arms = {}
     for folder, known in (("nine-arms", ("random",)), ("more-arms", MORE)):
-        arms |= by_arm(read(f"{folder}/runs"), known)
+        finished = {row["run"] for row in read(f"{folder}/runs")}
+        rows = [row for row in read(f"{folder}/{kind}") if row["run"] in finished]
+        arms |= by_arm(rows, known)
     return arms
 
 
@@ -342,18 +348,18 @@ def more_losses() -> dict:
 
 
 def more_table() -> str:
-    """The arms in more-arms, against random masks."""
+    """The arms in more-arms, against random masks; distillation against itself with random masks."""
     if not (FILES / "more-arms").exists():
         return ""
     loss = more_losses()
     table = [["masks", "seeds", "held-out loss", *HEAD, "accuracy", "MFLOP per token"]]
     for arm, rows in more_arms().items():
-        cells = [
-            ARMS[arm],
-            str(len(rows)),
-            spread(list(loss[arm].values()), 3),
-            *versus(loss, "random", arm, 3),
-        ]
+        title = ARMS[arm]
+        base = "random"
+        if arm == "kd-self" and "kd-random" in loss:
+            title = f"{title} (against {ARMS['kd-random']})"
+            base = "kd-random"
+        cells = [title, str(len(rows)), spread(list(loss[arm].values()), 3), *versus(loss, base, arm, 3)]
         cells.append(spread(list(by_seed(rows, "held_out_accuracy").values()), 3))
         table.append([*cells, f"{np.mean([float(row['mflop_a_token']) for row in rows]):.1f}"])
     return markdown(table) if len(table) > 2 else ""
@@ -368,13 +374,17 @@ def seed_table(what: str) -> str:
     if what == "GLUE":
         return paired_table(glue_averages(task_scores()), "random", ARMS, 1, "GLUE, against random")
     if what == "more":
-        return paired_table(more_losses(), "random", ARMS, 3, "held-out loss, against random")
+        untaught = {arm: values for arm, values in more_losses().items() if not arm.startswith("kd")}
+        return paired_table(untaught, "random", ARMS, 3, "held-out loss, against random")
+    if what == "kd-random":
+        taught = {arm: values for arm, values in more_losses().items() if arm.startswith("kd")}
+        return paired_table(taught, what, ARMS, 3, "held-out loss, against distillation, random")
     if what == "code":
         return paired_table(code_losses(), "code-random", CODE, 3, "Python source, against random")
     return paired_table(losses(FEW), what, FEW, 3, f"little text, against {what.removeprefix('few-')}")
 
 
-SEED_TABLES = ("loss", "BLiMP", "GLUE", "more", "code", "few-random", "few-memory")
+SEED_TABLES = ("loss", "BLiMP", "GLUE", "more", "kd-random", "code", "few-random", "few-memory")
 
 
 def blimp_scores() -> dict:
@@ -511,16 +521,18 @@ def without_entropies(arm: str) -> str:
     return "random-40" if arm.endswith("-40") else "random"
 
 
-def curve_table(milestones=(1000, 2000, 3000, 4000), random_share=0.3) -> str:
+def curve_table(more=False, milestones=(1000, 2000, 3000, 4000), random_share=0.3) -> str:
     """Held-out loss on the way, at equal steps and at equal operations: of as many random steps.
 
-    random_share: the part of a run whose masks are random in every arm. Between two evaluations on a
-    straight line.
+    more: of `more_arms`. random_share: the part of a run whose masks are random in every arm. Between two
+    evaluations on a straight line.
     """
-    operations = {arm: float(rows[0]["mflop_a_token"]) for arm, rows in by_arm(read("runs"), ARMS).items()}
+    runs = more_arms() if more else by_arm(read("runs"), ARMS)
+    curves = more_arms("curves") if more else main_curves()
+    operations = {arm: float(rows[0]["mflop_a_token"]) for arm, rows in runs.items()}
     cheapest = min(operations.values(), default=0.0)
     table = [["masks", "equal", *(f"{step:,} steps" for step in milestones)]]
-    for arm, rows in main_curves().items():
+    for arm, rows in curves.items():
         steps, losses = mean_curve(rows)
         cells = [f"{np.interp(step, steps, losses):.3f}" for step in milestones]
         table.append([ARMS[arm], "steps", *cells])

@@ -307,10 +307,10 @@ TABLES = {
     "border": border_table,
     "border, seed by seed": border_seed_table,
     "calibration": calibration_table,
+    "more-arms curve": partial(experiment.curve_table, more=True),
 }
 for series, kinds in {
     "nine-arms": ("pretraining", "distillation", "blimp", "glue", "curve"),
-    "more-arms": ("curve",),
     ".": ("frequency", "more", "code", "memory", "clock"),
 }.items():
     for kind in kinds:
@@ -318,7 +318,7 @@ for series, kinds in {
         TABLES[name] = partial(of_series, series, getattr(experiment, f"{kind}_table"))
 for series, whats in {
     "nine-arms": ("loss", "BLiMP", "GLUE"),
-    ".": ("more", "code", "few-random", "few-memory"),
+    ".": ("more", "kd-random", "code", "few-random", "few-memory"),
 }.items():
     for what in whats:
         TABLES[f"{what}, seed by seed"] = partial(of_series, series, experiment.seed_table, what)

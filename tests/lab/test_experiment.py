@@ -186,6 +186,57 @@ def test_curves_that_begin_at_step_0_give_tables_and_figures(tmp_path, monkeypat
         )
 
 
+def test_more_arms_are_compared_with_the_random_masks_of_the_nine_arms(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "FILES", tmp_path)
+    # {run: (loss at the end, MFLOP per token)}; the nine arms had another teacher than kd-self
+    nine = {"random": (5.0, 3.6), "blank-high": (5.3, 4.0), "kd-random": (4.0, 10.8)}
+    more = {
+        "blank-low": (5.2, 4.0),
+        "kd-self": (3.5, 13.32),
+        "kd-random": (3.0, 10.8),
+        "random-40": (4.9, 5.4),
+    }
+    for folder, arms in (("nine-arms", nine), ("more-arms", more)):
+        (tmp_path / folder).mkdir()
+        runs = []
+        curves = []
+        for arm, (loss, price) in arms.items():
+            for seed, gap in enumerate((0.0, 0.1)):
+                facts = {"run": f"{arm}-{seed}", "held_out_loss": loss + gap, "held_out_accuracy": 0.25}
+                runs.append(facts | {"mflop_a_token": price})
+                curves += [
+                    {"run": f"{arm}-{seed}", "step": n, "held_out_loss": 7 - n / 1000} for n in (0, 4000)
+                ]
+        curves += [{"run": "random-3", "step": 4000, "held_out_loss": 99.0}]  # a run that was stopped
+        write(tmp_path / folder, "runs", runs)
+        write(tmp_path / folder, "curves", curves)
+
+    table = {line[0]: line for line in map(cells, experiment.more_table().splitlines()[2:])}
+    assert list(table)[0] == "random" and "self, high" not in table
+    # deviations .0707 each: an interval of 4.3027 x .0707
+    assert table["self, low"][3] == "+0.200 (-0.104 to +0.504)"
+    assert table["distillation, random"][2:4] == ["3.050 (0.071)", "-2.000 (-2.304 to -1.696)"], (
+        "its own teacher"
+    )
+    kd = table["distillation, self, sample (against distillation, random)"]
+    assert kd[3] == "+0.500 (+0.196 to +0.804)"
+    (pair,) = experiment.seed_table("kd-random").splitlines()[2:]
+    assert cells(pair)[:3] == ["distillation, self, sample", "2", "+0.500 (0.000)"]
+    assert "distillation" not in experiment.seed_table("more")
+
+    curve = experiment.curve_table(more=True, milestones=(1000, 4000)).splitlines()[2:]
+    table = {tuple(line[:2]): line[2:] for line in map(cells, curve)}
+    assert table["random", "steps"] == ["6.000", "3.000"], "the stopped run does not count"
+    # `low` costs what random masks cost up to step 1,200, and 1 + 1 / 9 / .7 of it from there on
+    late = 1200 + 2800 / (1 + 1 / 9 / 0.7)
+    assert table["self, low", "operations"] == ["6.000", f"{7 - late / 1000:.3f}"]
+    # 40% masks cost 1.5 times as much from the first step on
+    assert table["random, 40%", "operations"] == [f"{7 - 1 / 1.5:.3f}", f"{7 - 4 / 1.5:.3f}"]
+    # distillation three times; after 1,200 of its steps, which cost 3,600, the student is read too
+    late = 1200 + 400 / (3 + 0.7 / 0.7)
+    assert table["distillation, self, sample", "operations"] == [f"{7 - 1 / 3:.3f}", f"{7 - late / 1000:.3f}"]
+
+
 @pytest.mark.parametrize("runs", [[], ["few-random-0"], ["random-0"], ["kd-random-0"], ["visible-high-0"]])
 def test_a_part_of_the_series_gives_its_tables_and_no_error(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "FILES", tmp_path / "results")
