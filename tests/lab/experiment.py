@@ -332,7 +332,7 @@ def frequency_table() -> str:
 def more_arms(kind="runs") -> dict:
     """{arm: rows} of the finished runs in more-arms, and of the random masks of the nine arms: the same text.
 
-    kind: "runs" or "curves". Distillation with random masks is that of more-arms, with the teacher of `kd-self`.
+    kind: "runs" or "curves". Distillation with random masks is that of more-arms: same teacher as `kd-self`.
     """
     arms = {}
     for folder, known in (("nine-arms", ("random",)), ("more-arms", MORE)):
