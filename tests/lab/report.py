@@ -67,8 +67,12 @@ def steps_needed(rows: list, price: float = 1.0) -> dict:
 
 
 def compared_steps(arms: dict, arm: str, base: str, equal: str) -> tuple | None:
-    """({seed: steps} of an arm, those of the base), at equal "steps" or "operations"; or None."""
-    if min(len(arms.get(arm, [])), len(arms.get(base, []))) < 2:
+    """({seed: steps} of an arm, those of the base), at equal "steps" or "operations".
+
+    None if one of the two has fewer runs than random masks, or not two.
+    """
+    complete = max(2, len(arms.get(language.RANDOM, [])))
+    if min(len(arms.get(arm, [])), len(arms.get(base, []))) < complete:
         return None
     price = 1.0
     if equal == "operations":
@@ -153,7 +157,7 @@ def border_cells(arms: dict, arm: str) -> list:
     at_operations = saved(arms, arm, COMPARED[arm], "operations")
     cells = [percent(at_steps) if at_steps else "", percent(at_operations) if at_operations else ""]
     if not at_operations:
-        return [*cells, ""]
+        return [*cells, "not complete"]
     mean, _, _, p = at_operations
     word = "no difference found" if p >= 0.05 else experiment.SOONER_IS_BETTER[int(mean < 0)]
     return [*cells, f"{word}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"]

@@ -109,7 +109,7 @@ def test_steps_saved_in_percent_at_equal_steps_and_operations(results):
     assert report.saved({"random": rows[:1]}, "random", "random", "steps") is None, "one run has no interval"
 
 
-def test_the_first_page_has_no_mean_of_an_arm_that_is_not_complete(results):
+def test_no_page_has_a_mean_of_an_arm_that_is_not_complete(results):
     rows = [run("random", seed, below) for seed, below in enumerate((800, 820, 840))]
     rows += [run("sample, memory", seed, below) for seed, below in enumerate((600, 620, 640))]
     rows += [run("focal, 1", seed, below) for seed, below in enumerate((700, 720))]
@@ -118,6 +118,11 @@ def test_the_first_page_has_no_mean_of_an_arm_that_is_not_complete(results):
     assert [high, sample, teacher, distillation] == 4 * ["not run"]
     assert memory.startswith("+24% (") and memory.endswith(report.BETTER), "820 random steps, 620 of memory"
     assert focal == "not complete", "two seeds of three"
+    *_, line = report.border_table().splitlines()
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3:5] == ["focal, 1", "2"] and cells[6:] == ["", "", "not complete"], (
+        "no percent, no interval"
+    )
 
 
 def test_the_border_seed_by_seed(results):
