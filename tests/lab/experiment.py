@@ -348,7 +348,7 @@ def more_losses() -> dict:
 
 
 def more_table() -> str:
-    """The arms in more-arms, against random masks; distillation against itself with random masks."""
+    """The arms in more-arms, against random masks; `kd-self` against distillation with random masks."""
     if not (FILES / "more-arms").exists():
         return ""
     loss = more_losses()

@@ -150,7 +150,10 @@ def border_table() -> str:
 
 
 def border_cells(arms: dict, arm: str) -> list:
-    """Steps saved at equal steps, at equal operations, and the verdict on the latter."""
+    """Steps saved at equal steps, at equal operations, and the verdict on the latter.
+
+    "not complete": runs are missing, of this arm or of the one that it is compared with.
+    """
     if arm not in COMPARED:
         return ["", "", ""]
     at_steps = saved(arms, arm, language.RANDOM, "steps")
@@ -171,6 +174,22 @@ def calibration_table() -> str:
         for cells in language.calibration_lines(sum(arms.values(), [])):
             lines.append([*start, *cells])
             start = ["", ""]
+    return markdown(lines)
+
+
+def half_correct_table() -> str:
+    """Steps saved until half of the guesses of learnable tokens are correct, where all runs recorded that."""
+    lines = [["easy words", "noise", "masks", "steps saved, equal steps (95% interval)", "p (Welch)"]]
+    for (easy, noise), arms in points().items():
+        start = [str(easy - noise), str(noise)]
+        half = {
+            arm: [row | {"below_1_nat": row["half_correct"]} for row in rows if row.get("half_correct")]
+            for arm, rows in arms.items()
+        }
+        for arm in ("sample", MEMORY, *FOCAL):
+            if value := saved(half, arm, language.RANDOM, "steps"):
+                lines.append([*start, arm, percent(value), f"{value[3]:.3f}"])
+                start = ["", ""]
     return markdown(lines)
 
 
@@ -311,7 +330,7 @@ TABLES = {
     "border": border_table,
     "border, seed by seed": border_seed_table,
     "calibration": calibration_table,
-    "more-arms curve": partial(experiment.curve_table, more=True),
+    "half correct": half_correct_table,
 }
 for series, kinds in {
     "nine-arms": ("pretraining", "distillation", "blimp", "glue", "curve"),
@@ -320,6 +339,7 @@ for series, kinds in {
     for kind in kinds:
         name = kind if series == "." else f"{series} {kind}"
         TABLES[name] = partial(of_series, series, getattr(experiment, f"{kind}_table"))
+TABLES["more-arms curve"] = partial(of_series, ".", experiment.curve_table, True)
 for series, whats in {
     "nine-arms": ("loss", "BLiMP", "GLUE"),
     ".": ("more", "kd-random", "code", "few-random", "few-memory"),

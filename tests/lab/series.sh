@@ -43,6 +43,7 @@ ALL="--corpus $(echo "$CORPUS"/enwiki-0*.txt.xz)"
 SETTING="--max-tokens 1600000 --batch-size 32 --lr 2e-3 --steps 4000 --dtype float32"
 MAIN="$ONE $SETTING"
 FEW="$ONE --max-tokens 500000 --steps 3000"
+TEACHER="pretrain teacher train.py $ONE --masking random --size mini --batch-size 32 --steps 4000 --eval-every 500 --dtype float32"
 FIVE="--tasks SST-2 MRPC STS-B QNLI RTE --max-train 10000 --dtype float32"
 
 # pretrain NAME PROGRAM OPTIONS: a training run in RUNS/NAME.
@@ -107,7 +108,7 @@ two_at_once() {
 # The arms of the main series, in the order of the report. `more` has others; GLUE and BLiMP judge both.
 main() {
     {
-        echo "pretrain teacher train.py $ONE --masking random --size mini --batch-size 32 --steps 4000 --eval-every 500 --dtype float32"
+        echo "$TEACHER"
         for seed in 0 1 2; do
             echo "pretrain random-$seed train.py $MAIN --masking random --seed $seed"
             echo "pretrain blank-high-$seed tests/lab/frequency.py count $MAIN --select high --seed $seed"
@@ -137,6 +138,10 @@ more() {
         echo "pretrain blank-sample-40-$seed train.py $MAIN --mask-ratio 0.4 --seed $seed"
         echo "pretrain focal-1-$seed tests/lab/focal.py $MAIN --masking random --gamma 1 --seed $seed"
         echo "pretrain focal-2-$seed tests/lab/focal.py $MAIN --masking random --gamma 2 --seed $seed"
+    done | two_at_once
+    echo "$TEACHER" | two_at_once # after `main` it is there, and kd-random too
+    for seed in 0 1 2; do
+        echo "pretrain kd-random-$seed distill.py --teacher $RUNS/teacher $MAIN --seed $seed --masking random"
         echo "pretrain kd-self-$seed distill.py --teacher $RUNS/teacher $MAIN --seed $seed"
     done | two_at_once
     judge_arms blank-low blank-mid blank-both kd-self random-40 blank-sample-40 focal-1 focal-2

@@ -109,7 +109,7 @@ def test_steps_saved_in_percent_at_equal_steps_and_operations(results):
     assert report.saved({"random": rows[:1]}, "random", "random", "steps") is None, "one run has no interval"
 
 
-def test_no_page_has_a_mean_of_an_arm_that_is_not_complete(results):
+def test_an_arm_that_is_not_complete_has_no_percent(results):
     rows = [run("random", seed, below) for seed, below in enumerate((800, 820, 840))]
     rows += [run("sample, memory", seed, below) for seed, below in enumerate((600, 620, 640))]
     rows += [run("focal, 1", seed, below) for seed, below in enumerate((700, 720))]
@@ -122,6 +122,21 @@ def test_no_page_has_a_mean_of_an_arm_that_is_not_complete(results):
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[3:5] == ["focal, 1", "2"] and cells[6:] == ["", "", "not complete"], (
         "no percent, no interval"
+    )
+
+
+def test_half_correct_needs_that_step_from_all_runs(results):
+    def half(arm, *steps):
+        return [run(arm, seed, 900) | {"half_correct": str(step)} for seed, step in enumerate(steps)]
+
+    rows = half("random", 800, 900) + half("sample, memory", 520, 620)
+    results(rows + half("focal, 1", 700, "") + half("focal, 2", 800, "never"))
+    memory, focal = report.half_correct_table().splitlines()[2:]
+    # as in the first test: 280 -+ 4.3027 x 70.7, of 850
+    assert [cell.strip() for cell in memory.split("|")[3:5]] == ["sample, memory", "+33% (-3 to +69)"]
+    assert [cell.strip() for cell in focal.split("|")[3:5]][0] == "focal, 2", "focal, 1 has one run of two"
+    assert focal.split("|")[4].strip().startswith("-6% ("), (
+        "never: at the last step, 1,000; so 900 on average"
     )
 
 
