@@ -179,7 +179,9 @@ def calibration_table() -> str:
 
 def half_correct_table() -> str:
     """Steps saved until half of the guesses of learnable tokens are correct, where all runs recorded that."""
-    lines = [["easy words", "noise", "masks", "steps saved, equal steps (95% interval)", "p (Welch)"]]
+    lines = [
+        ["easy words", "noise", "masks", "steps saved, equal steps (95% interval)", "p (paired)", "p (Welch)"]
+    ]
     for (easy, noise), arms in points().items():
         start = [str(easy - noise), str(noise)]
         half = {
@@ -188,7 +190,8 @@ def half_correct_table() -> str:
         }
         for arm in ("sample", MEMORY, *FOCAL):
             if value := saved(half, arm, language.RANDOM, "steps"):
-                lines.append([*start, arm, percent(value), f"{value[3]:.3f}"])
+                needed, plain = compared_steps(half, arm, language.RANDOM, "steps")
+                lines.append([*start, arm, percent(value), *experiment.pair_cells(plain, needed, 0)[2:]])
                 start = ["", ""]
     return markdown(lines)
 
