@@ -374,8 +374,8 @@ def seed_table(what: str) -> str:
     if what == "GLUE":
         return paired_table(glue_averages(task_scores()), "random", ARMS, 1, "GLUE, against random")
     if what == "more":
-        untaught = {arm: values for arm, values in more_losses().items() if not arm.startswith("kd")}
-        return paired_table(untaught, "random", ARMS, 3, "held-out loss, against random")
+        loss = {arm: values for arm, values in more_losses().items() if arm != "kd-self"}
+        return paired_table(loss, "random", ARMS, 3, "held-out loss, against random")
     if what == "kd-random":
         taught = {arm: values for arm, values in more_losses().items() if arm.startswith("kd")}
         return paired_table(taught, what, ARMS, 3, "held-out loss, against distillation, random")

@@ -125,6 +125,26 @@ def test_an_arm_that_is_not_complete_has_no_percent(results):
     )
 
 
+def test_distillation_on_the_first_page_has_one_teacher(monkeypatch):
+    def losses(**arms):
+        return [
+            {"run": f"{arm.replace('_', '-')}-{seed}", "held_out_loss": loss + gap}
+            for arm, loss in arms.items()
+            for seed, gap in enumerate((0.0, 0.1))
+        ]
+
+    files = {
+        "nine-arms/runs.csv": losses(random=5.0, kd_random=4.0),
+        "more-arms/runs.csv": losses(kd_random=3.0, focal_1=5.2),  # made with another teacher
+    }
+    monkeypatch.setattr(report, "read", lambda path: files.get(path, []))
+    *_, english = report.overview_table().splitlines()
+    *_, distillation, focal = [cell.strip() for cell in english.strip("|").split("|")]
+    # deviations .0707 each: an interval of 4.3027 x .0707
+    assert distillation.startswith("-1.000 (-1.304 to -0.696)"), "two runs, not four"
+    assert focal.startswith("+0.200 (-0.104 to +0.504)")
+
+
 def test_half_correct_needs_that_step_from_all_runs(results):
     def half(arm, *steps):
         return [run(arm, seed, 900) | {"half_correct": str(step)} for seed, step in enumerate(steps)]
