@@ -152,7 +152,7 @@ def border_table() -> str:
 def border_cells(arms: dict, arm: str) -> list:
     """Steps saved at equal steps, at equal operations, and the verdict on the latter.
 
-    "not complete": runs are missing, of this arm or of the one that it is compared with.
+    Or which of the two has runs missing: this arm, or the one that it is compared with.
     """
     if arm not in COMPARED:
         return ["", "", ""]
@@ -160,7 +160,7 @@ def border_cells(arms: dict, arm: str) -> list:
     at_operations = saved(arms, arm, COMPARED[arm], "operations")
     cells = [percent(at_steps) if at_steps else "", percent(at_operations) if at_operations else ""]
     if not at_operations:
-        return [*cells, "not complete"]
+        return [*cells, f"{COMPARED[arm] if at_steps else arm}: not complete"]
     mean, _, _, p = at_operations
     word = "no difference found" if p >= 0.05 else experiment.SOONER_IS_BETTER[int(mean < 0)]
     return [*cells, f"{word}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"]

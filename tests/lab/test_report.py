@@ -100,6 +100,8 @@ def test_steps_saved_in_percent_at_equal_steps_and_operations(results):
     assert mean == pytest.approx(100 * (850 - 570) / 850)
     # Both have a deviation of 70.7: 280 -+ 4.3027 x 70.7
     assert low == pytest.approx(100 * (280 - 4.3027 * 70.711) / 850, abs=0.01)
+    arms_without = {arm: runs for arm, runs in arms.items() if arm != language.LONGER}
+    assert report.border_cells(arms_without, "sample")[1:] == ["", "random, longer: not complete"]
     # 120 + 400 x 1.5 = 720 and 120 + 500 x 1.5 = 870, against 700 and 900
     mean, *_ = report.saved(arms, "sample", language.LONGER, "operations")
     assert mean == pytest.approx(100 * (800 - 795) / 800)
@@ -120,7 +122,7 @@ def test_an_arm_that_is_not_complete_has_no_percent(results):
     assert focal == "not complete", "two seeds of three"
     *_, line = report.border_table().splitlines()
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[3:5] == ["focal, 1", "2"] and cells[6:] == ["", "", "not complete"], (
+    assert cells[3:5] == ["focal, 1", "2"] and cells[6:] == ["", "", "focal, 1: not complete"], (
         "no percent, no interval"
     )
 
