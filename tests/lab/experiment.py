@@ -58,6 +58,10 @@ MORE = (
     "kd-random",
     "kd-self",
 )
+BASES = {
+    "kd-self": "kd-random",
+    "blank-sample-40": "random-40",
+}  # what they are compared with; others: random
 CODE = {  # Python source
     "code-random": "random",
     "code-sample": "self, sample (default)",
@@ -347,19 +351,31 @@ def more_losses() -> dict:
     return {arm: by_seed(rows, "held_out_loss") for arm, rows in more_arms().items()}
 
 
+def more_title(arm: str) -> str:
+    """The name of an arm in more-arms, and what it is compared with, if not with random masks."""
+    return f"{ARMS[arm]} (against {ARMS[BASES[arm]]})" if arm in BASES else ARMS[arm]
+
+
+def more_seed_table() -> str:
+    """The comparisons of `more_table` once more, seed by seed."""
+    loss = more_losses()
+    table = [["held-out loss, against random", "seeds", "difference seed by seed", "p (paired)", "p (Welch)"]]
+    for arm in MORE:
+        base = loss.get(BASES.get(arm, "random"), {})
+        if cells := pair_cells(base, loss.get(arm, {}), 3):
+            table.append([more_title(arm), *cells])
+    return markdown(table)
+
+
 def more_table() -> str:
-    """The arms in more-arms, against random masks; `kd-self` against distillation with random masks."""
+    """The arms in more-arms, against random masks, or those of `BASES`."""
     if not (FILES / "more-arms").exists():
         return ""
     loss = more_losses()
     table = [["masks", "seeds", "held-out loss", *HEAD, "accuracy", "MFLOP per token"]]
     for arm, rows in more_arms().items():
-        title = ARMS[arm]
-        base = "random"
-        if arm == "kd-self" and "kd-random" in loss:
-            title = f"{title} (against {ARMS['kd-random']})"
-            base = "kd-random"
-        cells = [title, str(len(rows)), spread(list(loss[arm].values()), 3), *versus(loss, base, arm, 3)]
+        comparison = versus(loss, BASES.get(arm, "random"), arm, 3)
+        cells = [more_title(arm), str(len(rows)), spread(list(loss[arm].values()), 3), *comparison]
         cells.append(spread(list(by_seed(rows, "held_out_accuracy").values()), 3))
         table.append([*cells, f"{np.mean([float(row['mflop_a_token']) for row in rows]):.1f}"])
     return markdown(table) if len(table) > 2 else ""
@@ -374,17 +390,13 @@ def seed_table(what: str) -> str:
     if what == "GLUE":
         return paired_table(glue_averages(task_scores()), "random", ARMS, 1, "GLUE, against random")
     if what == "more":
-        loss = {arm: values for arm, values in more_losses().items() if arm != "kd-self"}
-        return paired_table(loss, "random", ARMS, 3, "held-out loss, against random")
-    if what == "kd-random":
-        taught = {arm: values for arm, values in more_losses().items() if arm.startswith("kd")}
-        return paired_table(taught, what, ARMS, 3, "held-out loss, against distillation, random")
+        return more_seed_table()
     if what == "code":
         return paired_table(code_losses(), "code-random", CODE, 3, "Python source, against random")
     return paired_table(losses(FEW), what, FEW, 3, f"little text, against {what.removeprefix('few-')}")
 
 
-SEED_TABLES = ("loss", "BLiMP", "GLUE", "more", "kd-random", "code", "few-random", "few-memory")
+SEED_TABLES = ("loss", "BLiMP", "GLUE", "more", "code", "few-random", "few-memory")
 
 
 def blimp_scores() -> dict:

@@ -346,7 +346,7 @@ for series, kinds in {
 TABLES["more-arms curve"] = partial(of_series, ".", experiment.curve_table, True)
 for series, whats in {
     "nine-arms": ("loss", "BLiMP", "GLUE"),
-    ".": ("more", "kd-random", "code", "few-random", "few-memory"),
+    ".": ("more", "code", "few-random", "few-memory"),
 }.items():
     for what in whats:
         TABLES[f"{what}, seed by seed"] = partial(of_series, series, experiment.seed_table, what)

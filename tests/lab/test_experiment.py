@@ -195,6 +195,7 @@ def test_more_arms_are_compared_with_the_random_masks_of_the_nine_arms(tmp_path,
         "kd-self": (3.5, 13.32),
         "kd-random": (3.0, 10.8),
         "random-40": (4.9, 5.4),
+        "blank-sample-40": (5.0, 7.2),
     }
     for folder, arms in (("nine-arms", nine), ("more-arms", more)):
         (tmp_path / folder).mkdir()
@@ -220,11 +221,12 @@ def test_more_arms_are_compared_with_the_random_masks_of_the_nine_arms(tmp_path,
     )
     kd = table["distillation, self, sample (against distillation, random)"]
     assert kd[3] == "+0.500 (+0.196 to +0.804)"
-    (pair,) = experiment.seed_table("kd-random").splitlines()[2:]
-    assert cells(pair)[:3] == ["distillation, self, sample", "2", "+0.500 (0.000)"]
+    more_masks = table["self, sample, 40% (against random, 40%)"]
+    assert more_masks[3] == "+0.100 (-0.204 to +0.404)", "the number of masks is the same"
     pairs = {line[0]: line for line in map(cells, experiment.seed_table("more").splitlines()[2:])}
     assert pairs["distillation, random"][2] == "-2.000 (0.000)"
-    assert "distillation, self, sample" not in pairs, "it is compared with distillation, random"
+    assert pairs["distillation, self, sample (against distillation, random)"][1:3] == ["2", "+0.500 (0.000)"]
+    assert pairs["self, sample, 40% (against random, 40%)"][2] == "+0.100 (0.000)"
 
     curve = experiment.curve_table(more=True, milestones=(1000, 4000)).splitlines()[2:]
     table = {tuple(line[:2]): line[2:] for line in map(cells, curve)}
