@@ -58,10 +58,10 @@ MORE = (
     "kd-random",
     "kd-self",
 )
-BASES = {
+BASES = {  # what an arm is compared with; the others: random
     "kd-self": "kd-random",
     "blank-sample-40": "random-40",
-}  # what they are compared with; others: random
+}
 CODE = {  # Python source
     "code-random": "random",
     "code-sample": "self, sample (default)",
