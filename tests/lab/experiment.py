@@ -336,7 +336,8 @@ def frequency_table() -> str:
 def more_arms(kind="runs") -> dict:
     """{arm: rows} of the finished runs in more-arms, and of the random masks of the nine arms: the same text.
 
-    kind: "runs" or "curves". Distillation with random masks is that of more-arms: same teacher as `kd-self`.
+    kind: "runs", "curves" or "glue". Distillation with random masks is that of more-arms: same teacher as
+    `kd-self`.
     """
     arms = {}
     for folder, known in (("nine-arms", ("random",)), ("more-arms", MORE)):
@@ -351,18 +352,38 @@ def more_losses() -> dict:
     return {arm: by_seed(rows, "held_out_loss") for arm, rows in more_arms().items()}
 
 
+def more_judged() -> dict:
+    """{"GLUE" or "BLiMP": {arm: {seed: percent}}} of `more_arms`, as far as they were judged."""
+    rows = [row for found in more_arms("glue").values() for row in found if row["start"] == "pretrained"]
+    measured = {arm: [row for row in found if row.get("blimp")] for arm, found in more_arms().items()}
+    blimp = {arm: by_seed(found, "blimp") for arm, found in measured.items() if found}
+    return {"GLUE": glue_averages(task_scores(rows)), "BLiMP": blimp}
+
+
+def more_judged_table() -> str:
+    """GLUE's average and BLiMP of the arms in more-arms, percent; compared as in `more_table`."""
+    table = [["masks", "yardstick", "runs", "percent", *HEAD]]
+    judged = more_judged()
+    for arm in ("random", *MORE):
+        for name, scores in judged.items():
+            if arm in scores:
+                values = list(scores[arm].values())
+                comparison = versus(scores, BASES.get(arm, "random"), arm, 1, HIGHER_IS_BETTER)
+                table.append([more_title(arm), name, str(len(values)), spread(values, 1), *comparison])
+    return markdown(table) if len(table) > 3 else ""
+
+
 def more_title(arm: str) -> str:
     """The name of an arm in more-arms, and what it is compared with, if not with random masks."""
     return f"{ARMS[arm]} (against {ARMS[BASES[arm]]})" if arm in BASES else ARMS[arm]
 
 
-def more_seed_table() -> str:
-    """The comparisons of `more_table` once more, seed by seed."""
-    loss = more_losses()
-    table = [["held-out loss, against random", "seeds", "difference seed by seed", "p (paired)", "p (Welch)"]]
+def more_seed_table(values: dict, digits: int, what: str) -> str:
+    """The comparisons of `more_table`, or of `more_judged_table`, once more, seed by seed."""
+    table = [[what, "seeds", "difference seed by seed", "p (paired)", "p (Welch)"]]
     for arm in MORE:
-        base = loss.get(BASES.get(arm, "random"), {})
-        if cells := pair_cells(base, loss.get(arm, {}), 3):
+        base = values.get(BASES.get(arm, "random"), {})
+        if cells := pair_cells(base, values.get(arm, {}), digits):
             table.append([more_title(arm), *cells])
     return markdown(table)
 
@@ -390,13 +411,16 @@ def seed_table(what: str) -> str:
     if what == "GLUE":
         return paired_table(glue_averages(task_scores()), "random", ARMS, 1, "GLUE, against random")
     if what == "more":
-        return more_seed_table()
+        return more_seed_table(more_losses(), 3, "held-out loss, against random")
+    if what.startswith("more "):
+        yardstick = what.removeprefix("more ")
+        return more_seed_table(more_judged()[yardstick], 1, f"{yardstick}, against random")
     if what == "code":
         return paired_table(code_losses(), "code-random", CODE, 3, "Python source, against random")
     return paired_table(losses(FEW), what, FEW, 3, f"little text, against {what.removeprefix('few-')}")
 
 
-SEED_TABLES = ("loss", "BLiMP", "GLUE", "more", "code", "few-random", "few-memory")
+SEED_TABLES = ("loss", "BLiMP", "GLUE", "more", "more GLUE", "more BLiMP", "code", "few-random", "few-memory")
 
 
 def blimp_scores() -> dict:
@@ -415,13 +439,13 @@ def blimp_table() -> str:
     return markdown(table)
 
 
-def task_scores() -> dict:
-    """{arm: {seed: {task: percent}}}, averaged over metrics and fine-tuning seeds.
+def task_scores(rows=None) -> dict:
+    """{arm: {seed: {task: percent}}}, averaged over metrics and fine-tuning seeds; rows: those of glue.csv.
 
     Other starts are arms too: "from scratch" and, for example, "random, frozen".
     """
     scores = {}
-    for row in read("glue"):
+    for row in read("glue") if rows is None else rows:
         arm = arm_of(row["run"])
         if arm not in ARMS:
             continue
@@ -669,7 +693,14 @@ def main():
         (FILES / name).write_text(svg, encoding="utf-8")
         print(f"written to {FILES / name}", file=sys.stderr)
     tables = [pretraining_table(), distillation_table(), blimp_table(), glue_table(), curve_table()]
-    tables += [frequency_table(), more_table(), code_table(), memory_table(), clock_table()]
+    tables += [
+        frequency_table(),
+        more_table(),
+        more_judged_table(),
+        code_table(),
+        memory_table(),
+        clock_table(),
+    ]
     tables += [seed_table(what) for what in SEED_TABLES]
     text = "\n\n".join(table for table in tables if table.count("\n") > 1)  # some are not run yet
     print(text)

@@ -338,15 +338,15 @@ TABLES = {
 }
 for series, kinds in {
     "nine-arms": ("pretraining", "distillation", "blimp", "glue", "curve"),
-    ".": ("frequency", "more", "code", "memory", "clock"),
+    ".": ("frequency", "more", "more_judged", "code", "memory", "clock"),
 }.items():
     for kind in kinds:
-        name = kind if series == "." else f"{series} {kind}"
+        name = kind.replace("_", " ") if series == "." else f"{series} {kind}"
         TABLES[name] = partial(of_series, series, getattr(experiment, f"{kind}_table"))
 TABLES["more-arms curve"] = partial(of_series, ".", experiment.curve_table, True)
 for series, whats in {
     "nine-arms": ("loss", "BLiMP", "GLUE"),
-    ".": ("more", "code", "few-random", "few-memory"),
+    ".": ("more", "more GLUE", "more BLiMP", "code", "few-random", "few-memory"),
 }.items():
     for what in whats:
         TABLES[f"{what}, seed by seed"] = partial(of_series, series, experiment.seed_table, what)

@@ -144,7 +144,7 @@ more() {
         echo "pretrain kd-random-$seed distill.py --teacher $RUNS/teacher $MAIN --seed $seed --masking random"
         echo "pretrain kd-self-$seed distill.py --teacher $RUNS/teacher $MAIN --seed $seed"
     done | two_at_once
-    judge_arms blank-low blank-mid blank-both kd-self random-40 blank-sample-40 focal-1 focal-2
+    judge_arms blank-low blank-mid blank-both random-40 blank-sample-40 focal-1 focal-2 kd-random kd-self
     $PYTHON tests/lab/easy_tokens.py share --runs "$RUNS"/focal-?-?
 }
 

@@ -241,6 +241,43 @@ def test_more_arms_are_compared_with_the_random_masks_of_the_nine_arms(tmp_path,
     assert table["distillation, self, sample", "operations"] == [f"{7 - 1 / 3:.3f}", f"{7 - late / 1000:.3f}"]
 
 
+def test_more_arms_are_judged_against_the_same_masks_as_in_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "FILES", tmp_path)
+    # {run: percent of both yardsticks}; the nine arms had another teacher than kd-self
+    nine = {"random": 50.0, "kd-random": 90.0}
+    more = {"blank-both": 52.0, "kd-random": 54.0, "kd-self": 55.0}
+    for folder, arms in (("nine-arms", nine), ("more-arms", more)):
+        (tmp_path / folder).mkdir()
+        runs = []
+        glue = []
+        for arm, percent in arms.items():
+            for seed, gap in enumerate((0.0, 1.0)):
+                name = f"{arm}-{seed}"
+                runs.append({"run": name, "held_out_loss": 4.0, "blimp": percent + gap})
+                for task, up in (("MRPC", 0.1), ("RTE", -0.1)):
+                    facts = {"run": name, "start": "pretrained", "task": task, "metric": "accuracy"}
+                    glue.append(facts | {"seed": seed, "score": (percent + gap) / 100 + up})
+        glue.append(glue[0] | {"start": "from scratch", "score": 0.0})
+        write(tmp_path / folder, "runs", runs + [{"run": "focal-2-0", "held_out_loss": 4.0, "blimp": ""}])
+        write(tmp_path / folder, "glue", glue)
+
+    table = [cells(line) for line in experiment.more_judged_table().splitlines()[2:]]
+    assert [line[1] for line in table] == ["GLUE", "BLiMP"] * 4, "an arm that was not judged has no line"
+    random, _, both, _, kd_random, _, kd_self, _ = table
+    assert random == ["random", "GLUE", "2", "50.5 (0.7)", "", ""]
+    assert both[0] == "self, both" and both[3] == "52.5 (0.7)", "the mean of the tasks, then of the runs"
+    # deviations .707 each: an interval of 4.3027 x .707
+    assert both[4] == "+2.0 (-1.0 to +5.0)"
+    assert kd_random[3:5] == ["54.5 (0.7)", "+4.0 (+1.0 to +7.0)"] and kd_random[5].startswith("better")
+    assert kd_self[4] == "+1.0 (-2.0 to +4.0)", "against distillation with random masks, the same teacher"
+    for yardstick in ("GLUE", "BLiMP"):
+        pairs = {
+            line[0]: line for line in map(cells, experiment.seed_table(f"more {yardstick}").splitlines())
+        }
+        assert pairs["self, both"][1:3] == ["2", "+2.0 (0.0)"]
+        assert pairs["distillation, self, sample (against distillation, random)"][2] == "+1.0 (0.0)"
+
+
 @pytest.mark.parametrize("runs", [[], ["few-random-0"], ["random-0"], ["kd-random-0"], ["visible-high-0"]])
 def test_a_part_of_the_series_gives_its_tables_and_no_error(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiment, "FILES", tmp_path / "results")
