@@ -312,7 +312,7 @@ class BertForSequenceClassification(Pretrained):
 
 
 def init_normal(module: nn.Module, std: float, generator: torch.Generator | None = None):
-    """BERT's own start: weights and embeddings N(0, std), biases 0 (LayerNorm has 1 and 0). In place."""
+    """BERT's start as in Hugging Face: matrices N(0, std), biases 0 (LayerNorm has 1 and 0). In place."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std, generator=generator)

@@ -937,10 +937,11 @@ class Pretraining:
         masks = f"{o.masking}, {self.masks_per_row} of {o.seq_len - 2} tokens per row"
         if o.masking != "random":
             masks += f", {o.select} of {o.reading} entropy after {self.random_steps:,} random steps"
+        epochs = f"{o.steps * o.batch_size / self.row_count:.1f} epochs"
         lines = [
             f"model   {o.from_ or o.size}: {size:,} parameters; {self.hardware}, {str(self.dtype)[6:]}",
             describe_text(self),
-            f"steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens; learning rate {o.lr:g}",
+            f"steps   {o.steps:,} of {o.batch_size} x {o.seq_len} tokens, {epochs}; learning rate {o.lr:g}",
             f"masks   {masks}",
             f"unigram {self.unigram_loss:.3f} nats per token: the held-out loss of word frequencies alone",
         ]

@@ -175,8 +175,8 @@ EXERCISES = (
         "an exponential draw, made with `generator`. No rule may wait for a GPU: no boolean index, no "
         "`.item()`; `masked_fill` and `torch.where` do the same on all positions at once.",
         'Which words of "The cat sat on the mat, for it was tired." will a trained model be least sure of, '
-        "and which would `low` hide? Train with `python train.py --out runs/a`, then let "
-        "`python masking.py --model runs/a --text 'The cat sat on the mat, for it was tired.'` show it. "
+        "and which would `low` hide? Train with `python train.py --out runs/q6`, then let "
+        "`python masking.py --model runs/q6 --text 'The cat sat on the mat, for it was tired.'` show it. "
         "Then the question of this project: in a made-up language eight of eleven tokens are easy to guess, "
         "and one follows from two others by a table that must be learned. Who learns the table sooner, "
         "a model with random masks or one with `sample`? `python tests/lab/language.py --small` tells.",
@@ -201,8 +201,8 @@ EXERCISES = (
         "`f\"corruption {scheme!r} is not one of {', '.join(SCHEMES)}\"`.",
         "The held-out exam puts [MASK] in place of every hidden token. Which does better in it, training "
         "with 80-10-10 or with [MASK] alone? `python train.py --masking random --seq-len 64 --steps 1000 "
-        "--out runs/a`, and the same with `--corruption 100-0-0 --out runs/b`. To think about, not to run: "
-        "which would fine-tuning prefer, where no [MASK] is ever seen?",
+        "--out runs/q7-a`, and the same with `--corruption 100-0-0 --out runs/q7-b`. To think about, not to "
+        "run: which would fine-tuning prefer, where no [MASK] is ever seen?",
     ),
     Exercise(
         8,
@@ -245,8 +245,8 @@ EXERCISES = (
         "updates all parameters in one go, and no step waits for a GPU.",
         "Keep the warm-up, but hold `highest` after it: is the held-out loss better or worse half way, and "
         "at the end? `python train.py --masking random --seq-len 64 --steps 1000 --eval-every 500`, with "
-        "`--out runs/a` and your schedule, then with `--out runs/b` and the other. Put the schedule back "
-        "after it.",
+        "`--out runs/q9-a` and your schedule, then with `--out runs/q9-b` and the other. Put the schedule "
+        "back after it.",
     ),
     Exercise(
         10,
