@@ -473,7 +473,8 @@ def open_record(o) -> dict:
 def evaluate(o):
     """Fine-tune and score every chosen task and seed that --out lacks, then print the table."""
     # what cannot be done is said before anything is written
-    if "AX" in o.tasks and "MNLI" not in o.tasks:
+    answered = "MNLI" in o.tasks and (o.predict or o.tasks == list(TASKS))
+    if "AX" in o.tasks and not answered:
         raise ValueError("AX is answered by the model of MNLI: --tasks MNLI AX --predict")
     asked = o.device
     o.device, o.dtype = pick_hardware(asked, o.dtype)
@@ -654,7 +655,12 @@ def results_table(record) -> str:
         if value and name != "checkpoint":
             caption += f", {name} {value}"
     legend = "!: a run gave one answer for every row, so it learnt nothing"
-    notes = [f"the average is without {' and '.join(NO_AVERAGE)}", legend, *sum(record["notes"].values(), [])]
+    average = f"the average is without {' and '.join(NO_AVERAGE)}, over the seeds that all of its tasks have"
+    notes = [average, legend, *sum(record["notes"].values(), [])]
+    for arm in arms:
+        for name, runs in results[arm].items():
+            if len(runs) < len(seeds):
+                notes.append(f"{name}, {arm}: only seeds {' '.join(sorted(runs, key=int))}")
     return "\n".join([markdown(table), "", caption, *(f"- {note}" for note in notes)])
 
 

@@ -57,6 +57,7 @@ def evaluating(model):
         with torch.no_grad():
             yield
     finally:
+        torch.clear_autocast_cache()  # where older torch keeps, for the caller, weights without a gradient
         for module in training:
             module.training = True
 

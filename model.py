@@ -400,6 +400,7 @@ REMEDIES = {
     "CUBLAS_STATUS_(ALLOC_FAILED|NOT_INIT)": f"the card is full, by another program? Else {SMALLER}",
     "CUBLAS_STATUS_NOT_SUPPORTED": "the card does not multiply numbers of this dtype: choose --dtype float32",
     "busy or unavailable": "another program has the card (see nvidia-smi): wait, or choose --device cpu",
+    "UnicodeDecodeError": "a text file is not UTF-8: convert it with iconv -f LATIN1 -t UTF-8 FILE > NEW",
     "no kernel image": "this torch has no kernels for the card: README, Install, says which torch fits",
 }
 

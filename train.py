@@ -1141,7 +1141,7 @@ def record(run: Pretraining):
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    now = {"command": " ".join(sys.argv), "git_commit": commit, "versions": versions}
+    now = {"command": shlex.join(sys.argv), "git_commit": commit, "versions": versions}
     now |= {"device": run.hardware, "processes": run.world, "cpus": os.cpu_count()}
     facts = now | {"options": vars(run.o), "text": run.text_key, "unigram_floor": run.unigram_loss}
     path = Path(run.o.out, "args.json")

@@ -445,6 +445,19 @@ def test_the_majority_floor_is_that_of_the_dev_labels(evaluate, tmp_path):
     assert table_row(out, "MRPC")[2].endswith("!"), "in its row"
 
 
+def test_a_task_with_fewer_seeds_than_the_caption_says_so(evaluate):
+    evaluate("--tasks", "RTE", "--seeds", 0, 1)
+    record, out = evaluate("--tasks", "MRPC", "--seeds", 0)
+    assert "over seeds 0 1, last epoch" in out
+    assert "- MRPC, pretrained: only seeds 0" in out and "RTE, pretrained: only" not in out
+    scores = {
+        task: list(runs["0"]["scores"].values()) for task, runs in record["results"]["pretrained"].items()
+    }
+    average = 100 * np.mean([np.mean(scores["RTE"]), np.mean(scores["MRPC"])])
+    row = next(line for line in out.splitlines() if "average of 2" in line)
+    assert f"{average:.1f}" in row, "of seed 0, which both tasks have"
+
+
 def test_max_train_draws_rows_and_is_in_the_caption(evaluate):
     record, out = evaluate("--tasks", "RTE", "--max-train", 10)
     assert record["results"]["pretrained"]["RTE"]["0"]["train_rows"] == 10
@@ -642,10 +655,10 @@ def test_a_place_that_cannot_be_written_is_one_sentence(evaluate, tmp_path):
     assert str(tmp_path / "out") in str(error.value) and "Errno" not in str(error.value)
 
 
-@pytest.mark.parametrize("tasks", [["AX"], ["RTE", "AX"]])
-def test_the_diagnostic_set_without_the_task_that_answers_it_is_refused(evaluate, tasks):
+@pytest.mark.parametrize("options", [["AX", "--predict"], ["RTE", "AX", "--predict"], ["MNLI", "AX"]])
+def test_the_diagnostic_set_that_nothing_answers_is_refused(evaluate, options):
     with pytest.raises(SystemExit, match="AX is answered by the model of MNLI: --tasks MNLI AX --predict"):
-        evaluate("--tasks", *tasks, "--predict")
+        evaluate("--tasks", *options)
 
 
 def test_data_that_are_not_there_are_one_sentence(evaluate, tmp_path):

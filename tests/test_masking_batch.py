@@ -73,6 +73,26 @@ def hidden_in(batch):
     return batch["labels"] != IGNORE
 
 
+# ---- in a training step ----
+
+
+@pytest.mark.parametrize("rule", ["random", "sample"])
+def test_reading_entropy_takes_no_gradient_from_the_callers_step(rule):
+    """Autocast keeps half-precision copies of the weights, and those made for a reading have no gradient.
+
+    Torch 2.13 makes them again by itself: only with older torch (2.6, 2.10) can this test fail.
+    """
+    bert = BertForMaskedLM(BertConfig.preset("tiny", vocab_size=V))
+    batch = {"input_ids": rows_of(4, 16)}
+    with torch.autocast("cpu", torch.bfloat16):
+        masked = mask_batch(bert, batch, Words(), rule=rule)
+        labels = masked.pop("labels")
+        logits = bert(**masked)
+        nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten()).backward()
+    unused = [name for name, p in bert.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not [name for name in unused if "pooler" not in name], "each weight learns from the masked tokens"
+
+
 # ---- what is not one row per row ----
 
 

@@ -180,9 +180,12 @@ def test_a_mask_in_the_text_asks_for_the_models_word(folder, capsys):
         (["--text", ""], "the text '' has no tokens"),
         (["--text", " \t"], "has no tokens"),
         (["--file", "no-such-file.txt"], "no-such-file.txt: No such file"),
+        (["--file", "latin.txt"], "a text file is not UTF-8: .*iconv -f LATIN1"),
     ],
 )
-def test_bad_input_gets_one_sentence(folder, options, sentence):
+def test_bad_input_gets_one_sentence(folder, options, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(SystemExit, match=sentence):
         main(["--model", str(folder), "--text", "the cat", *options])
 

@@ -232,7 +232,7 @@ def test_a_text_that_was_moved_is_the_same_text(train, tmp_path, corpus):
 
 
 def test_args_json_keeps_the_first_command_and_lists_the_later_ones(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--first"])
+    monkeypatch.setattr(sys, "argv", ["train.py", "--corpus", "my text.txt"])
     with killed_in_step(3):
         train("--eval-every", 2, "--seed", 3)
     for name in ("--second", "--third"):
@@ -240,7 +240,7 @@ def test_args_json_keeps_the_first_command_and_lists_the_later_ones(train, tmp_p
         with killed_in_step(7 if name == "--second" else 8):
             train("--resume")
     record = json.loads((tmp_path / "out" / "args.json").read_text())
-    assert record["command"] == "train.py --first"
+    assert record["command"] == "train.py --corpus 'my text.txt'", "as a shell reads it"
     assert record["options"]["seed"] == 3 and record["options"]["resume"] is False
     assert [(later["command"], later["step"]) for later in record["resumed"]] == [
         ("train.py --second", 2),
