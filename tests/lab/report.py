@@ -124,7 +124,7 @@ def easy_share(arms: dict) -> float:
 
 def percent(value: tuple) -> str:
     """Mean and interval of `saved`, in whole percent."""
-    mean, low, high, _ = value
+    mean, low, high = (round(number, 6) for number in value[:3])  # 7.5 is no 7.4999999
     return f"{mean:+.0f}% ({low:+.0f} to {high:+.0f})"
 
 
