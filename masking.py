@@ -162,7 +162,7 @@ def blank_entropy(model, input_ids, candidates, mask_token_id, width=None, atten
     blanked = input_ids.masked_fill(candidates, mask_token_id)
     places = as_places(candidates, width)
     found = entropy_at(model, blanked, places, attention_mask=attention_mask, **inputs)
-    entropy = torch.zeros(input_ids.shape, device=input_ids.device).scatter(1, places, found)
+    entropy = found.new_zeros(input_ids.shape).scatter(1, places, found)
     return entropy.masked_fill(~candidates, 0)  # rows with fewer candidates were read at other places too
 
 
@@ -174,7 +174,9 @@ class EntropyMemory:
 
     def __init__(self, rows: int, length: int, device):
         self.values = torch.full((rows, length), torch.nan, dtype=torch.float16, device=device)
-        self.mean = torch.zeros((), device=device)  # of all blanks so far, the last hundred steps most
+        self.mean = torch.zeros(
+            (), dtype=torch.float32, device=device
+        )  # of blanks, the last hundred steps most
 
     def read(self, index) -> torch.Tensor:
         """The entropies of the rows number `index` [B]: [B, T]."""
@@ -184,6 +186,7 @@ class EntropyMemory:
     def write(self, index, places, entropy, blank):
         """Remember the entropies [B, k] at places [B, k] of rows `index` [B], where blank, bool [B, k]."""
         entropy = entropy.detach()
+        blank = blank & entropy.isfinite()  # logits that overflowed say nothing
         # m <- .99 m + .01 (mean of this step's blanks); the first step sets it.
         count = blank.sum()
         mean = torch.where(blank, entropy, 0).sum() / count.clamp_min(1)
@@ -497,7 +500,7 @@ def mask_batch(
         sizes = f"the model knows {known} ids, the tokenizer has {vocab_size}"
         raise ValueError(f"{sizes}: one vocabulary for both")
     batch = {name: value for name, value in batch.items() if value is not None}
-    input_ids = batch.pop("input_ids")
+    input_ids = batch.pop("input_ids").long()
     if "labels" in batch:
         input_ids = unmasked(input_ids, batch.pop("labels"), mask_token_id)
     protected = batch.pop("special_tokens_mask", torch.zeros_like(input_ids))

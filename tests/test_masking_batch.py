@@ -254,6 +254,14 @@ def test_labels_that_are_none_count_as_absent(model):
     assert torch.equal(torch.where(hidden_in(masked), masked["labels"], masked["input_ids"]), ids)
 
 
+def test_ids_of_32_bits_give_labels_for_cross_entropy(model):
+    ids = rows_of(3, 12)
+    given = mask_batch(model, {"input_ids": ids.int()}, Words(), generator=torch.Generator().manual_seed(0))
+    wanted = mask_batch(model, {"input_ids": ids}, Words(), generator=torch.Generator().manual_seed(0))
+    for name in ("input_ids", "labels"):
+        assert given[name].dtype == torch.int64 and given[name].equal(wanted[name]), name
+
+
 def test_labels_of_another_task_are_refused(model):
     ids = rows_of(2, 40)
     tags = torch.randint(0, 9, ids.shape)

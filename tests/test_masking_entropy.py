@@ -148,6 +148,37 @@ def test_an_empty_memory_finds_all_tokens_alike():
     assert (values == values[0, 0]).all() and values.isfinite().all(), "so that the first masks are random"
 
 
+def test_an_entropy_that_overflowed_is_not_remembered():
+    memory = EntropyMemory(2, 4, "cpu")
+    places, blank = torch.tensor([[1, 2]]), torch.tensor([[True, True]])
+    memory.write(torch.tensor([0]), places, torch.tensor([[2.0, torch.nan]]), blank)
+    assert memory.read(torch.tensor([0])).tolist() == [[2.0] * 4], "the one that is known, and their mean"
+    memory.write(torch.tensor([0]), places, torch.tensor([[torch.nan, torch.nan]]), blank)
+    assert memory.read(torch.tensor([0, 1])).tolist() == [[2.0] * 4] * 2, "nothing new is known"
+
+
+@pytest.fixture
+def double_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_entropies_are_float32_whatever_the_default(double_by_default):
+    ids = torch.tensor([[2, 7, 8, 3]])
+    candidates = torch.tensor([[False, True, True, False]])
+    bert = BertForMaskedLM(BertConfig.preset("tiny", vocab_size=60))
+    entropy = blank_entropy(bert, ids, candidates, mask_token_id=4)
+    assert entropy.dtype == torch.float32 and (entropy[candidates] > 0).all()
+    memory = EntropyMemory(1, 4, "cpu")
+    memory.write(torch.tensor([0]), torch.tensor([[1, 2]]), entropy[:, 1:3], candidates[:, 1:3])
+    remembered = memory.read(torch.tensor([0]))
+    assert torch.allclose(remembered[candidates], entropy[candidates], atol=0.01), (
+        "float16 of what was written"
+    )
+    assert torch.allclose(remembered[~candidates], entropy[candidates].mean()), "their mean elsewhere"
+
+
 def test_the_memory_keeps_no_graph():
     memory = EntropyMemory(2, 4, "cpu")
     entropy = torch.rand(2, 2, requires_grad=True) * 2

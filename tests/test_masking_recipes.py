@@ -325,3 +325,13 @@ def test_the_memory_loop_remembers_the_entropies_of_blanks(tokenizer, rows, tmp_
     assert torch.allclose(values[known].float(), expected[known], atol=0.01)
     assert torch.equal(expected.isnan(), ~known)
     assert (values[known] <= math.log(V) + 0.01).all()
+
+
+def test_an_evaluation_that_does_not_count_its_labels_gets_their_mean(tokenizer, rows, tmp_path):
+    names, _ = run_trainer(no_dropout("Roberta"), tokenizer, rows, tmp_path, batch_size=4, accumulate=1)
+    logits = torch.randn(3, 5, V)
+    labels = torch.full((3, 5), IGNORE)
+    labels[:, 1:3] = 7
+    outputs = hf.modeling_outputs.MaskedLMOutput(logits=logits)
+    wanted = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert torch.allclose(names["mean_of_step"](outputs, labels, None), wanted)
