@@ -559,6 +559,7 @@ def test_a_memory_that_never_sees_a_row_again_is_said(train, tmp_path, capsys, t
     train("--reading", "memory", "--select", "high", "--entropy-warmup", 0, *options, out="memory")
     printed = capsys.readouterr().out
     assert (READS in printed) == warned
+    assert f" tokens, {steps / 10:.1f} epochs; " in printed or not tokens
     train("--masking", "random", *options, out="random")
     bits = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("memory", "random")]
     assert (bits[0] == bits[1]) == warned, "without a second epoch it is --masking random, bit for bit"
