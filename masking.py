@@ -174,9 +174,7 @@ class EntropyMemory:
 
     def __init__(self, rows: int, length: int, device):
         self.values = torch.full((rows, length), torch.nan, dtype=torch.float16, device=device)
-        self.mean = torch.zeros(
-            (), dtype=torch.float32, device=device
-        )  # of blanks, the last hundred steps most
+        self.mean = torch.zeros((), dtype=torch.float32, device=device)  # mostly of the last hundred steps
 
     def read(self, index) -> torch.Tensor:
         """The entropies of the rows number `index` [B]: [B, T]."""
